@@ -199,10 +199,9 @@ def _not_prepared(what: str, bits: int, widths: tuple[int, ...]) -> str:
 
 def _unknown_layer(name: str, available: Mapping[str, tuple[int, ...]]) -> str:
     close = get_close_matches(name, available, n=3)
-    hint = (
-        f"did you mean {', '.join(map(repr, close))}?"
-        if close
-        else f"the {len(available)} quantized layers are "
-        + (", ".join(map(repr, list(available)[:8])) + (", …" if len(available) > 8 else ""))
-    )
+    if close:
+        hint = f"did you mean {', '.join(map(repr, close))}?"
+    else:
+        first = ", ".join(map(repr, list(available)[:8]))
+        hint = f"the {len(available)} quantized layers are {first}{', …' if len(available) > 8 else ''}"
     return f"no quantized layer is called {name!r}; {hint}"

@@ -1,8 +1,8 @@
 """Double Rounding, Eq. (1)–(3) of arXiv:2502.01199, as pure functions of tensors.
 
-The stored integers of a network have `stored_bits` bits; every lower width is a rounded arithmetic shift of them. The same
-functions serve training (float-valued codes) and stored models (integer codes), which is what makes the trained and the
-stored network the same network.
+The stored integers of a network have `stored_bits` bits; every lower width is a rounded arithmetic shift of them. The
+same functions serve training (float-valued codes) and stored models (integer codes), which is what makes the trained
+and the stored network the same network.
 """
 
 from __future__ import annotations
