@@ -67,8 +67,8 @@ def damping(maxima: Tensor) -> Tensor:
 def scaled(base_lr: float, eta: float, damping: float, form: Form = "factor") -> float:
     """Return λ_b of Eq. (6) for a known gradient term.
 
-    The equation as printed, η_b · (λ − damping), is negative almost always, since λ is around 5e-4 and the gradient term
-    reaches 0.4. Its min(·, 1) shows that a factor in 0 … 1 is meant, which is the default here.
+    The equation as printed, η_b · (λ − damping), is negative almost always, since λ is around 5e-4 and the gradient
+    term reaches 0.4. Its min(·, 1) shows that a factor in 0 … 1 is meant, which is the default here.
 
     Args:
         base_lr: the current base learning rate λ ≥ 0.

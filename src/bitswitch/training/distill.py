@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitswitch.errors import ArgumentError, ConfigError
+from bitswitch.training._modes import in_mode
 from bitswitch.training.losses import LossFn, evaluate_loss
 
 
@@ -46,8 +47,9 @@ class Distillation:
     """What teaches the widths, and how strongly: loss = task_weight · task + weight · T² · KL(teacher ‖ student).
 
     Attributes:
-        teacher: a float network that takes the same batches, or "self": the detached output of the highest width of each
-            batch teaches the other widths, which needs no second network. The highest width then learns from the task alone.
+        teacher: a float network that takes the same batches, or "self": the detached output of the highest width on
+            each batch teaches the other widths, which needs no second network; the highest width then learns from the
+            task alone.
         weight: weight of the divergence.
         temperature: T by which both logits are divided.
         task_weight: weight of the task's own loss for the widths that have a teacher.
@@ -78,14 +80,9 @@ class Distillation:
         """
         if not isinstance(self.teacher, nn.Module):
             return None
-        modes = [(module, module.training) for module in self.teacher.modules() if module.training]
-        self.teacher.eval()
-        try:
-            with torch.no_grad():
-                return require_logits(evaluate_loss(loss_fn, self.teacher, batch)[1])
-        finally:
-            for module, training in modes:
-                module.training = training
+        teacher = self.teacher
+        with in_mode(teacher, training=False), torch.no_grad():
+            return require_logits(evaluate_loss(loss_fn, teacher, batch)[1])
 
     def combine(self, task: Tensor, logits: Tensor | None, teacher: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return (total loss, divergence); the divergence is None for a width that has no teacher.

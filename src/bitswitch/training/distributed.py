@@ -1,4 +1,4 @@
-"""Many processes: initialisation from torchrun's environment, ranks, and DistributedDataParallel for switchable models."""
+"""Many processes: initialisation from torchrun's environment, ranks, DistributedDataParallel, exact shards."""
 
 from __future__ import annotations
 

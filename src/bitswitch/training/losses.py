@@ -87,7 +87,7 @@ def evaluate_loss(loss_fn: LossFn, model: nn.Module, batch: Any) -> tuple[Tensor
     Raises:
         ArgumentError: it returned something other than a scalar tensor, or a pair of a scalar tensor and a tensor.
     """
-    output = loss_fn(model, batch)
+    output: Any = loss_fn(model, batch)
     loss, logits = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not (logits is None or isinstance(logits, Tensor)):
         found = _describe(output)
@@ -97,7 +97,7 @@ def evaluate_loss(loss_fn: LossFn, model: nn.Module, batch: Any) -> tuple[Tensor
     return loss.float().reshape(()), logits
 
 
-def _describe(value: object) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, tuple):

@@ -1,0 +1,128 @@
+"""Set the activation scales from data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitswitch._initial import best_input_scale
+from bitswitch._plan import Request
+from bitswitch._prepare import complete
+from bitswitch.errors import CalibrationError, PrepareError
+from bitswitch.layers.base import float_forward, iter_layers
+from bitswitch.layers.table import state_of, unwrap
+from bitswitch.quantizers import ActivationQuantizer
+
+_SAMPLES_PER_LAYER = 1 << 15
+
+
+class _Recorder:
+    """Collects an evenly drawn sample of what one layer is given."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.samples: list[Tensor] = []
+        self.low = self.high = 0.0
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = (args[0] if args else next(iter(kwargs.values()))).detach().float().reshape(-1)
+        if x.numel() == 0:
+            return
+        low, high = x.aminmax()
+        if not math.isfinite(float(low)) or not math.isfinite(float(high)):
+            raise CalibrationError(f"the input of layer {self.name!r} has NaN or infinite values")
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        index = torch.randint(x.numel(), (min(x.numel(), _SAMPLES_PER_LAYER),), generator=self.generator)
+        self.samples.append(x[index.to(x.device)])
+
+    def drawn(self) -> Tensor:
+        """Return at most `_SAMPLES_PER_LAYER` samples, drawn from all batches alike."""
+        samples = torch.cat(self.samples)
+        index = torch.randperm(samples.numel(), generator=self.generator)[:_SAMPLES_PER_LAYER]
+        return samples[index.to(samples.device)]
+
+
+def default_forward(model: nn.Module, batch: Any) -> Any:
+    """Call a model on what a data loader gives: a tensor, (inputs, …), or a mapping of keyword arguments."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(batch[0])
+    return model(batch)
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], *, forward: Callable[[nn.Module, Any], Any] | None = None
+) -> None:
+    """Set the activation scales and zero points of every width from data.
+
+    The float network is run on the batches; each layer's scale of each width is the minimiser of the squared error on a
+    sample of its inputs, Eq. (4)–(5). A model that was prepared without example inputs is completed by the first batch.
+
+    Args:
+        model: a prepared model, changed in place; its mode is restored.
+        batches: what `forward` takes; a few hundred examples are enough.
+        forward: calls the model on one batch. By default a tensor or the first item of a tuple is passed as it is, and
+            a mapping as keyword arguments.
+
+    Raises:
+        CalibrationError: there are no batches, or a layer's input is NaN or infinite.
+        PrepareError: a quantized layer's forward never ran.
+    """
+    forward = forward or default_forward
+    iterator = iter(batches)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise CalibrationError("calibrate needs at least one batch") from None
+    _complete_if_pending(model, first, forward)
+    state_of(model)
+    network = unwrap(model)
+    recorders = {name: _Recorder(name) for name, _ in iter_layers(network)}
+    modes = {module: module.training for module in network.modules()}
+    handles = [
+        layer.register_forward_pre_hook(recorders[name], with_kwargs=True) for name, layer in iter_layers(network)
+    ]
+    try:
+        network.eval()
+        with float_forward(network):
+            forward(network, first)
+            for batch in iterator:
+                forward(network, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    idle = [name for name, recorder in recorders.items() if not recorder.samples]
+    if idle:
+        raise PrepareError(
+            f"these layers were prepared but their forward was never called: {', '.join(idle)}; "
+            "leave them out with skip="
+        )
+    for name, layer in iter_layers(network):
+        if layer.input_quantizer is not None:
+            _set_input_scales(layer.input_quantizer, recorders[name])
+
+
+def _complete_if_pending(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any]) -> None:
+    pending = unwrap(model).__dict__.get("_bitswitch")
+    if isinstance(pending, Request):
+        complete(unwrap(model), pending, lambda network: forward(network, batch))
+
+
+def _set_input_scales(quantizer: ActivationQuantizer, recorder: _Recorder) -> None:
+    if not quantizer.signed and recorder.low < 0:
+        raise CalibrationError(
+            f"layer {recorder.name!r} was taken to have inputs that are never negative, but saw {recorder.low}"
+        )
+    samples = recorder.drawn()
+    for bits in quantizer.bits:
+        scale, zero_point = best_input_scale(samples, recorder.low, recorder.high, bits, signed=quantizer.signed)
+        quantizer.set_(bits, scale, zero_point)

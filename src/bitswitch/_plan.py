@@ -1,0 +1,245 @@
+"""Decide, for every layer of a float model, whether and how it is quantized."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from bitswitch._trace import Graph
+from bitswitch.errors import ArgumentError, PrepareError
+from bitswitch.layers.norm import is_batch_norm
+from bitswitch.layers.registry import has_weight, why_not
+from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
+from bitswitch.quantizers import GRANULARITIES
+
+Selector = str | type[nn.Module]
+
+NOT_REACHED = "its forward is not called on the example inputs"
+
+
+class BitswitchWarning(UserWarning):
+    """Something that a user should know, and that is not an error."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked of `prepare`, checked. See there for the meaning of the fields."""
+
+    bits: tuple[int, ...]
+    skip: tuple[Selector, ...]
+    force: tuple[Selector, ...]
+    first_last: str | int
+    granularity: str
+    group_size: int | None
+    granularity_of: tuple[tuple[str, str], ...]
+    activations: bool
+    options: QuantizerOptions
+
+
+def selectors(argument: str, value: Selector | Collection[Selector]) -> tuple[Selector, ...]:
+    """Check a skip= or force= argument and return it as a tuple."""
+    items = (value,) if isinstance(value, (str, type)) else tuple(value)
+    for item in items:
+        if not isinstance(item, str) and not (isinstance(item, type) and issubclass(item, nn.Module)):
+            raise ArgumentError(f"{argument} takes layer names, patterns such as 'layer1.*', or classes; got {item!r}")
+    return items
+
+
+def _matches(selector: Selector, name: str, module: nn.Module, original: type[nn.Module]) -> bool:
+    if isinstance(selector, type):
+        return isinstance(module, selector) or issubclass(original, selector)
+    return fnmatchcase(name, selector) or name.startswith(f"{selector}.")
+
+
+def weighted_nodes(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return (name, module) of every weighted layer and BatchNorm of a model, each module once."""
+    return [(name, m) for name, m in model.named_modules() if has_weight(m) or is_batch_norm(m)]
+
+
+def build_table(model: nn.Module, graph: Graph, request: Request) -> LayerTable:
+    """Return the layer table of a float model.
+
+    Args:
+        model: the float model; not changed.
+        graph: what a traced run of it saw.
+        request: what the user asked for.
+
+    Raises:
+        PrepareError: a selector matches nothing, a forced layer cannot be quantized, or nothing is left to quantize.
+    """
+    nodes = weighted_nodes(model)
+    _check_selectors(nodes, request)
+    weighted = {name: module for name, module in nodes if has_weight(module)}
+    entries = {name: _decide(name, module, graph, weighted, request) for name, module in weighted.items()}
+    _settle_shared_weights(entries, weighted, request)
+    if not any(entry.status == "quantized" for entry in entries.values()):
+        reasons = "; ".join(f"{entry.name or '(the model)'}: {entry.reason}" for entry in list(entries.values())[:5])
+        raise PrepareError(f"no layer of this model would be quantized ({reasons or 'it has no weighted layers'})")
+    for name, module in nodes:
+        if name not in weighted:
+            entries[name] = _norm_entry(name, module, graph, entries, request)
+    _warn(entries)
+    return LayerTable([entries[name] for name, _ in nodes])
+
+
+def _check_selectors(nodes: list[tuple[str, nn.Module]], request: Request) -> None:
+    for argument, items in (("skip", request.skip), ("force", request.force)):
+        for item in items:
+            if not any(_matches(item, name, module, type(module)) for name, module in nodes if has_weight(module)):
+                shown = item if isinstance(item, str) else item.__name__
+                raise PrepareError(f"{argument}={shown!r} matches no layer with weights in this model")
+    for pattern, _ in request.granularity_of:
+        if not any(_matches(pattern, name, module, type(module)) for name, module in nodes if has_weight(module)):
+            raise PrepareError(f"granularity for {pattern!r} matches no layer with weights in this model")
+
+
+def _selected(items: tuple[Selector, ...], name: str, module: nn.Module) -> Selector | None:
+    return next((item for item in items if _matches(item, name, module, type(module))), None)
+
+
+def _reach(name: str, edges: Mapping[str, set[str]], weighted: Mapping[str, nn.Module]) -> bool:
+    """Whether another weighted layer can be reached from a node along the edges."""
+    seen, todo = {name}, list(edges.get(name, ()))
+    while todo:
+        node = todo.pop()
+        if node in weighted and node != name:
+            return True
+        if node not in seen:
+            seen.add(node)
+            todo.extend(edges.get(node, ()))
+    return False
+
+
+def _decide(
+    name: str, module: nn.Module, graph: Graph, weighted: Mapping[str, nn.Module], request: Request
+) -> LayerEntry:
+    """Return the row of one weighted layer, shared weights aside."""
+    weight = module._parameters.get("weight")
+    shape = tuple(weight.shape) if weight is not None and not isinstance(weight, nn.UninitializedParameter) else ()
+    row = LayerEntry(name=name, kind=type(module).__name__, status="float", shape=shape)
+    forced = _selected(request.force, name, module) is not None
+    skipped = _selected(request.skip, name, module)
+    obstacle = why_not(module)
+    if obstacle is None and name not in graph.predecessors:
+        obstacle = NOT_REACHED
+    if obstacle is not None:
+        if forced:
+            raise PrepareError(f"layer {name!r} cannot be quantized: {obstacle}")
+        return replace(row, reason=obstacle if skipped is None else "skipped on request")
+    if skipped is not None and not forced:
+        return replace(row, reason="skipped on request")
+    first = not _reach(name, graph.predecessors, weighted)
+    last = not _reach(name, graph.successors(), weighted)
+    bits, reason = request.bits, ""
+    if (first or last) and not forced:
+        reason = "first layer" if first else "last layer"
+        if request.first_last == "float":
+            return replace(row, reason=reason)
+        bits, reason = (8,), f"{reason}, 8 bits"
+    granularity = _granularity(name, module, request)
+    if isinstance(module, nn.Embedding) or not request.activations:
+        kind_of_input = "float"
+    else:
+        kind_of_input = "unsigned" if graph.nonnegative[name] else "signed"
+    group_size = request.group_size if granularity == "group" else None
+    return replace(
+        row,
+        status="quantized",
+        reason=reason,
+        bits=bits,
+        granularity=granularity,
+        group_size=group_size,
+        input=kind_of_input,
+    )
+
+
+def _granularity(name: str, module: nn.Module, request: Request) -> str:
+    for pattern, granularity in request.granularity_of:
+        if _matches(pattern, name, module, type(module)):
+            return granularity
+    return request.granularity
+
+
+def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str, nn.Module], request: Request) -> None:
+    """Give layers that share one weight parameter one fate: the first stores it, or all stay float."""
+    groups: dict[int, list[str]] = {}
+    for name, module in weighted.items():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            groups.setdefault(id(weight), []).append(name)
+    for names in groups.values():
+        if len(names) == 1:
+            continue
+        floats = [name for name in names if entries[name].status == "float"]
+        forced = [name for name in names if _selected(request.force, name, weighted[name]) is not None]
+        kinds = {isinstance(weighted[name], nn.modules.conv._ConvTransposeNd) for name in names}
+        if floats and forced:
+            raise PrepareError(
+                f"layer {forced[0]!r} cannot be quantized: it shares its weight with {floats[0]!r}, which stays float "
+                f"({entries[floats[0]].reason}); force both"
+            )
+        for name in names:
+            entry = entries[name]
+            if (floats or len(kinds) > 1) and entry.status == "quantized":
+                other = floats[0] if floats else next(n for n in names if n != name)
+                entries[name] = replace(
+                    LayerEntry(name=name, kind=entry.kind, status="float", shape=entry.shape),
+                    reason=f"shares its weight with {other}, which stays float",
+                )
+            elif not floats and name != names[0]:
+                owner = entries[names[0]]
+                entries[name] = replace(
+                    entry,
+                    alias_of=owner.name,
+                    bits=owner.bits,
+                    granularity=owner.granularity,
+                    group_size=owner.group_size,
+                )
+
+
+def _norm_entry(
+    name: str, module: nn.Module, graph: Graph, entries: Mapping[str, LayerEntry], request: Request
+) -> LayerEntry:
+    """Return the row of a BatchNorm: it follows the one layer that feeds it, else the layer that it feeds."""
+
+    def switchable(names: Collection[str]) -> list[str]:
+        return sorted(
+            n for n in names if n in entries and entries[n].status == "quantized" and len(entries[n].bits) > 1
+        )
+
+    feeding = switchable(graph.predecessors.get(name, ()))
+    fed = switchable(graph.successors().get(name, ()))
+    candidates = feeding if len(feeding) == 1 else fed
+    width_from = candidates[0] if candidates else None
+    return LayerEntry(
+        name=name, kind=type(module).__name__, status="per-width", bits=request.bits, width_from=width_from
+    )
+
+
+def _warn(entries: Mapping[str, LayerEntry]) -> None:
+    expected = ("skipped on request", "first layer", "last layer")
+    named = [
+        f"  {entry.name}: {entry.reason}"
+        for entry in entries.values()
+        if entry.status == "float" and entry.reason not in expected and not entry.reason.startswith("shares its weight")
+    ]
+    if named:
+        warnings.warn(
+            f"{len(named)} layers with weights stay in full precision:\n" + "\n".join(named),
+            BitswitchWarning,
+            stacklevel=4,
+        )
+
+
+def check_granularity(granularity: str | Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Split a granularity= argument into a default and (pattern, granularity) pairs."""
+    pairs = tuple(granularity.items()) if isinstance(granularity, Mapping) else ()
+    default = "tensor" if isinstance(granularity, Mapping) else granularity
+    for value in (default, *(value for _, value in pairs)):
+        if value not in GRANULARITIES:
+            raise PrepareError(f"granularity must be one of {', '.join(GRANULARITIES)}; got {value!r}")
+    return default, pairs

@@ -1,0 +1,250 @@
+"""Make a float model switchable."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+from bitswitch._initial import initialize_weight_scale
+from bitswitch._plan import Request, Selector, build_table, check_granularity, selectors, weighted_nodes
+from bitswitch._trace import trace
+from bitswitch.errors import ArgumentError, PrepareError
+from bitswitch.layers.adapters import adapt
+from bitswitch.layers.base import SwitchableLayer, iter_layers
+from bitswitch.layers.norm import is_batch_norm, make_per_width
+from bitswitch.layers.registry import has_weight, make_switchable, why_not
+from bitswitch.layers.table import LayerEntry, LayerTable, ModelState, QuantizerOptions, unwrap
+from bitswitch.precision import Precision, validate_widths
+from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
+
+
+def prepare(
+    model: nn.Module,
+    bits: Collection[int] = (8, 6, 4, 2),
+    *,
+    example_inputs: Any = None,
+    skip: Selector | Collection[Selector] = (),
+    force: Selector | Collection[Selector] = (),
+    first_last: Literal["float", 8] = "float",
+    granularity: str | Mapping[str, str] = "tensor",
+    group_size: int | None = None,
+    activations: bool = True,
+    shared: bool = True,
+    scale_parametrization: Literal["log", "raw"] = "log",
+    gradient_scale: bool = False,
+) -> nn.Module:
+    """Return a switchable copy of a float model.
+
+    The model is run once, in evaluation mode and without gradients, to see which layers come first and last, what feeds
+    what, and which inputs cannot be negative. Weight scales are set from the weights; activation scales need data, see
+    `bitswitch.calibrate`. The copy starts at the largest width.
+
+    Args:
+        model: any module; it is copied and stays as it is.
+        bits: the candidate widths, 2…8, in any order; the largest is the one that is stored.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments for one forward pass.
+            Without it, the model is completed by the first batch given to `bitswitch.calibrate`.
+        skip: layers to leave in full precision: names, name patterns such as "layer1.*" (a name also covers what is
+            inside it), or classes.
+        force: layers to quantize although they are first or last, selected in the same way; takes precedence over skip.
+        first_last: "float" leaves the first and last layers in full precision, as the paper does; 8 pins them to 8
+            bits.
+        granularity: of the weight scales: "tensor" (the paper's), "channel" (per output channel), "group" (groups of
+            `group_size` along the input), or a mapping from name patterns to these.
+        group_size: for granularity "group"; it must divide the inputs of every output channel.
+        activations: quantize the inputs of the layers too, at the width of the weight.
+        shared: one weight scale for all widths. False is the comparison mode in which every width has its own scale and
+            the stored model stays float.
+        scale_parametrization: "log" learns ln s, "raw" learns s as in the paper.
+        gradient_scale: multiply scale gradients by LSQ's 1/√(N·p).
+
+    Returns:
+        The switchable copy, of the same class.
+
+    Raises:
+        PrepareError: the model is prepared already, a selector matches nothing, a forced layer cannot be quantized, or
+            no layer is left to quantize.
+        PrecisionError, ArgumentError: `bits` or another argument is invalid.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> model = prepare(net, bits=(8, 4, 2), example_inputs=torch.zeros(1, 4))
+    >>> model[2].extra_repr(), isinstance(model[2], nn.Linear)
+    ('in_features=8, out_features=8, bias=True, bits=8 of (8, 4, 2)', True)
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"prepare takes a torch.nn.Module; got {type(model).__name__}")
+    if "_bitswitch" in unwrap(model).__dict__ or any(True for _ in iter_layers(model)):
+        raise PrepareError("this model is prepared already; prepare the float model instead")
+    if first_last not in ("float", 8):
+        raise PrepareError(f"first_last must be 'float' or 8; got {first_last!r}")
+    if scale_parametrization not in ("log", "raw"):
+        raise PrepareError(f"scale_parametrization must be 'log' or 'raw'; got {scale_parametrization!r}")
+    default_granularity, granularity_of = check_granularity(granularity)
+    request = Request(
+        bits=validate_widths(bits),
+        skip=selectors("skip", skip),
+        force=selectors("force", force),
+        first_last=first_last,
+        granularity=default_granularity,
+        group_size=group_size,
+        granularity_of=granularity_of,
+        activations=activations,
+        options=QuantizerOptions(shared, scale_parametrization, gradient_scale),
+    )
+    model = copy.deepcopy(model)
+    adapt(model)
+    if example_inputs is None:
+        model.__dict__["_bitswitch"] = request
+    else:
+        complete(model, request, lambda network: call(network, example_inputs))
+    return model
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Call a model on a tensor, a tuple of positional arguments or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def complete(model: nn.Module, request: Request, run: Any) -> None:
+    """Trace an adapted float model, decide its layer table, and make it switchable in place."""
+    graph = trace(model, weighted_nodes(model), run)
+    table = build_table(model, graph, request)
+    _install(model, table, request.bits, request.options)
+    for name in table.available:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, SwitchableLayer)
+        if table[name].alias_of is None:
+            initialize_weight_scale(layer)
+
+
+def apply_table(
+    model: nn.Module, table: LayerTable, bits: tuple[int, ...], options: QuantizerOptions | None = None
+) -> None:
+    """Turn a float model in place into the switchable model that a layer table describes, with scales not yet set.
+
+    Args:
+        model: float model of the architecture that the table was made for.
+        table: the layer table.
+        bits: the candidate widths of the network, descending.
+        options: how its quantizers learn.
+
+    Raises:
+        PrepareError: the model does not fit; the message names the layer. The model is unchanged but for adapters.
+    """
+    adapt(model)
+    _install(model, table, bits, options or QuantizerOptions())
+
+
+def _install(model: nn.Module, table: LayerTable, bits: tuple[int, ...], options: QuantizerOptions) -> None:
+    modules = dict(model.named_modules())
+    quantizers: dict[str, WeightQuantizer] = {}
+    for entry in table.values():
+        _check_fits(entry, modules, table)
+        if entry.status == "quantized":
+            quantizers[entry.name] = _weight_quantizer(modules[entry.name], entry, options)
+    for entry in table.values():
+        module = modules[entry.name]
+        if entry.status == "per-width":
+            make_per_width(module, entry.bits)
+        elif entry.status == "quantized":
+            quantizer = quantizers[entry.alias_of or entry.name]
+            make_switchable(module, quantizer, _input_quantizer(entry, options, module))
+    model.__dict__["_bitswitch"] = ModelState(bits, table, Precision.of(bits[0]), options)
+
+
+def _check_fits(entry: LayerEntry, modules: Mapping[str, nn.Module], table: LayerTable) -> None:
+    module = modules.get(entry.name)
+    if module is None:
+        raise PrepareError(f"the model has no layer {entry.name!r} ({entry.kind})")
+    if type(module).__name__ != entry.kind:
+        raise PrepareError(f"layer {entry.name!r} is a {type(module).__name__}, not a {entry.kind}")
+    if entry.status == "per-width":
+        if not is_batch_norm(module):
+            raise PrepareError(f"layer {entry.name!r} ({entry.kind}) is not a BatchNorm")
+        return
+    weight = module._parameters.get("weight")
+    if entry.shape and (weight is None or tuple(weight.shape) != entry.shape):
+        found = None if weight is None else tuple(weight.shape)
+        raise PrepareError(f"layer {entry.name!r} has a weight of shape {found}, not {entry.shape}")
+    if entry.status == "quantized":
+        reason = why_not(module) if has_weight(module) else f"{entry.kind} is not supported"
+        if reason is not None:
+            raise PrepareError(f"layer {entry.name!r} cannot be quantized: {reason}")
+        if entry.alias_of is not None:
+            owner = modules.get(entry.alias_of) if entry.alias_of in table else None
+            if owner is None or owner._parameters.get("weight") is not weight:
+                raise PrepareError(f"layer {entry.name!r} does not share its weight with {entry.alias_of!r}")
+
+
+def _weight_quantizer(module: nn.Module, entry: LayerEntry, options: QuantizerOptions) -> WeightQuantizer:
+    weight = module._parameters["weight"]
+    assert weight is not None
+    shape = tuple(weight.shape)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        shape = (shape[1] * module.groups, shape[0] // module.groups, *shape[2:])
+    elif entry.kind == "Conv1D":
+        shape = (shape[1], shape[0])
+    try:
+        quantizer = WeightQuantizer(
+            shape,
+            entry.bits,
+            entry.granularity,  # pyright: ignore[reportArgumentType]  (checked there)
+            entry.group_size,
+            shared=options.shared,
+            parametrization=options.scale_parametrization,  # pyright: ignore[reportArgumentType]
+            gradient_scale=options.gradient_scale,
+        )
+    except PrepareError as error:
+        raise PrepareError(f"layer {entry.name!r}: {error}") from None
+    return quantizer.to(weight.device)
+
+
+def _input_quantizer(entry: LayerEntry, options: QuantizerOptions, module: nn.Module) -> ActivationQuantizer | None:
+    if entry.input == "float":
+        return None
+    quantizer = ActivationQuantizer(
+        entry.bits,
+        signed=entry.input == "signed",
+        parametrization=options.scale_parametrization,  # pyright: ignore[reportArgumentType]
+        gradient_scale=options.gradient_scale,
+    )
+    weight = module._parameters["weight"]
+    assert weight is not None
+    return quantizer.to(weight.device)
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Make a loaded model trainable again: every stored layer gets a float weight, the dequantized integers.
+
+    Outputs at every width stay bit-identical.
+
+    Args:
+        model: a prepared model; layers that are trainable already are left alone.
+
+    Raises:
+        PrepareError: the model is not prepared, or a layer was opened from fewer than all of its planes; nothing
+            changes then.
+    """
+    layers = list(iter_layers(unwrap(model)))
+    for name, layer in layers:
+        if layer.is_frozen and layer.num_planes < layer.stored_bits:
+            raise PrepareError(
+                f"layer {name!r} was opened from {layer.num_planes} of {layer.stored_bits} bit planes; switch to "
+                f"{layer.stored_bits} bits first"
+            )
+    parameters: dict[int, nn.Parameter] = {}
+    for _, layer in layers:
+        layer.unfreeze()
+        # Layers that share a weight share its quantizer, and must share the new parameter as well.
+        shared = parameters.setdefault(id(layer.weight_quantizer), layer.weight)
+        if layer.weight is not shared:
+            layer.weight = shared

@@ -1,0 +1,176 @@
+"""Run a network once and see which layer feeds which, and which inputs cannot be negative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+# Functions whose result is never negative, whatever they are given.
+_PRODUCE_NONNEGATIVE = frozenset(
+    "relu relu6 sigmoid hardsigmoid softmax abs square exp softplus one_hot".split()  # noqa: SIM905
+)
+# Functions whose result is not negative if none of their tensors is.
+_KEEP_NONNEGATIVE = frozenset(
+    """
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d boolean_dispatch fn flatten reshape
+    view permute transpose swapaxes contiguous dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout cat
+    concat concatenate stack add mul mean sum amax max getitem chunk split tensor_split unbind squeeze unsqueeze to
+    clone detach expand repeat repeat_interleave roll flip movedim narrow
+    select pixel_shuffle pixel_unshuffle channel_shuffle
+    sqrt float half bfloat16 type_as unflatten iadd imul
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What is known of a tensor: the nodes whose outputs it was computed from, and whether it may be negative."""
+
+    sources: frozenset[str] = frozenset()
+    nonnegative: bool = False
+
+
+@dataclass
+class Graph:
+    """What a traced run saw of the nodes (weighted layers and normalisations).
+
+    Attributes:
+        predecessors: the nodes that feed each executed node, through anything that is no node; in order of execution.
+        nonnegative: whether all inputs that a node saw are known not to be negative.
+        outputs: the nodes that the network's output comes from.
+    """
+
+    predecessors: dict[str, set[str]] = field(default_factory=dict)
+    nonnegative: dict[str, bool] = field(default_factory=dict)
+    outputs: set[str] = field(default_factory=set)
+
+    def successors(self) -> dict[str, set[str]]:
+        """Return the reverse of `predecessors`."""
+        result: dict[str, set[str]] = {name: set() for name in self.predecessors}
+        for name, sources in self.predecessors.items():
+            for source in sources:
+                result[source].add(name)
+        return result
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", "").strip("_")
+
+
+def _is_nonnegative(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[_Origin | None]) -> bool:
+    if name in _PRODUCE_NONNEGATIVE:
+        return True
+    if name in ("hardtanh", "clamp", "clip", "threshold", "clamp_min"):
+        low = kwargs.get("min_val", kwargs.get("min", args[1] if len(args) > 1 else None))
+        return isinstance(low, (int, float)) and low >= 0
+    if name not in _KEEP_NONNEGATIVE:
+        return False
+    scalars = [a for a in args[:2] if isinstance(a, (int, float))] if name in ("add", "mul", "iadd", "imul") else []
+    return all(origin is not None and origin.nonnegative for origin in tensors) and all(s >= 0 for s in scalars)
+
+
+class _Tracer(TorchFunctionMode):
+    """Follow tensors through functions; nodes are entered and left by hooks, and nothing inside one is followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self.depth = 0
+        # Held by identity together with the tensor, so that no id is used again while it is known.
+        self._origins: dict[int, tuple[Tensor, _Origin]] = {}
+
+    def origin(self, tensor: Tensor) -> _Origin | None:
+        known = self._origins.get(id(tensor))
+        return known[1] if known else None
+
+    def mark(self, value: Any, origin: _Origin) -> None:
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                self._origins[id(leaf)] = (leaf, origin)
+
+    def sources(self, value: Any) -> frozenset[str]:
+        origins = (self.origin(leaf) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+        return frozenset().union(*(origin.sources for origin in origins if origin))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self.depth == 0:
+            given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            origins = [self.origin(tensor) for tensor in given]
+            if any(origins):
+                nonnegative = _is_nonnegative(_function_name(func), args, kwargs, origins)
+                # An assignment to a part of a tensor returns nothing; it changes its first argument.
+                changed = args[0] if _function_name(func) == "setitem" else result
+                self.mark(changed, _Origin(self.sources((args, kwargs)), nonnegative))
+        return result
+
+    def enter(self, name: str, inputs: Any) -> None:
+        if self.depth == 0:
+            self.graph.predecessors.setdefault(name, set()).update(self.sources(inputs))
+            origins = [self.origin(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+            nonnegative = bool(origins) and all(origin is not None and origin.nonnegative for origin in origins)
+            self.graph.nonnegative[name] = self.graph.nonnegative.get(name, True) and nonnegative
+        self.depth += 1
+
+    def leave(self, name: str, output: Any) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.mark(output, _Origin(frozenset({name})))
+
+
+def _hooks(tracer: _Tracer, nodes: Iterable[tuple[str, nn.Module]]) -> Iterator[Any]:
+    for name, module in nodes:
+
+        def before(_module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            tracer.enter(name, (args, kwargs))
+
+        def after(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+            tracer.leave(name, output)
+
+        yield module.register_forward_pre_hook(before, with_kwargs=True)
+        yield module.register_forward_hook(after)
+
+
+def trace(model: nn.Module, nodes: list[tuple[str, nn.Module]], run: Callable[[nn.Module], Any]) -> Graph:
+    """Run the model once in evaluation mode and return what feeds what.
+
+    Args:
+        model: the network; its mode is restored.
+        nodes: (name, module) of the layers and normalisations to see.
+        run: calls the model on example inputs and returns its output.
+    """
+    modes = {module: module.training for module in model.modules()}
+    tracer = _Tracer()
+    handles = list(_hooks(tracer, nodes))
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The fast path of torch.nn's encoder layers reads weights instead of calling layers.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        model.eval()
+        with torch.no_grad(), tracer:
+            output = run(model)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    tracer.graph.outputs = set(tracer.sources(_tensors_in(output)))
+    return tracer.graph
+
+
+def _tensors_in(output: Any) -> Any:
+    """Make the tensors of an output visible to pytree: a model of transformers returns a dict-like class."""
+    if isinstance(output, dict):
+        return dict(output)
+    return output

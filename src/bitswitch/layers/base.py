@@ -1,0 +1,182 @@
+"""What every switchable layer is: a layer of PyTorch whose weight and input are quantized at a width of choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitswitch.errors import PrepareError
+from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
+from bitswitch.rounding import second_round
+
+
+class SwitchableLayer(nn.Module):
+    """Mixin that stands before a layer class of PyTorch: `class SwitchableConv2d(SwitchableLayer, nn.Conv2d)`.
+
+    A layer is made switchable by changing its class, so `isinstance(layer, nn.Conv2d)`, its name, its parameters and
+    its identity stay what they were. It is in one of two states. While *trainable* it holds the float `weight` and
+    rounds it in every forward pass. Once *frozen* it holds `codes`, the stored integers W̃_h as int8, and `weight` is
+    computed from them at the active width and cannot be assigned.
+
+    Attributes:
+        weight_quantizer: quantizer of the weight; shared by layers that share a weight.
+        input_quantizer: quantizer of the input, or None if the input stays float.
+        bits: the active width.
+        num_planes: number of leading bit planes that `codes` is made of; h while trainable.
+    """
+
+    weight_quantizer: WeightQuantizer
+    input_quantizer: ActivationQuantizer | None
+    codes: Tensor
+    bits: int
+    num_planes: int
+
+    # Set only by `float_forward`, for observing what the float network computes.
+    _bypass: bool = False
+
+    def _attach(self, weight_quantizer: WeightQuantizer, input_quantizer: ActivationQuantizer | None) -> None:
+        self.weight_quantizer = weight_quantizer
+        self.register_module("input_quantizer", input_quantizer)
+        self.bits = weight_quantizer.stored_bits
+        self.num_planes = weight_quantizer.stored_bits
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths that the layer was prepared for, in descending order."""
+        return self.weight_quantizer.bits
+
+    @property
+    def stored_bits(self) -> int:
+        """The stored width h, the largest of `widths`."""
+        return self.weight_quantizer.stored_bits
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the layer holds integer codes and no float weight."""
+        return "codes" in self._buffers
+
+    def planes_needed(self, bits: int) -> int:
+        """Return how many leading bit planes a width reads: l + 1, or h for the stored width."""
+        return bits + 1 if bits < self.stored_bits else self.stored_bits
+
+    def out_first(self, weight: Tensor) -> Tensor:
+        """View a weight in the layer's own layout with the output channel as its first dimension."""
+        return weight
+
+    def from_out_first(self, weight: Tensor) -> Tensor:
+        """Undo `out_first`."""
+        return weight
+
+    def quantized_weight(self) -> Tensor:
+        """Return the weight at the active width: dequantized, float32, in the layer's own layout."""
+        if self.is_frozen:
+            codes = second_round(self.codes, self.stored_bits, self.bits)
+            return self.from_out_first(self.weight_quantizer.dequantize(codes, self.bits))
+        if self._bypass:
+            return self.weight
+        return self.from_out_first(self.weight_quantizer(self.out_first(self.weight), self.bits))
+
+    def weight_codes(self, bits: int | None = None) -> Tensor:
+        """Return the integer codes W̃_l of the weight.
+
+        Args:
+            bits: the width l; the active width by default.
+
+        Returns:
+            int8 tensor, contiguous, out-first.
+        """
+        bits = self.bits if bits is None else bits
+        if self.is_frozen:
+            return second_round(self.codes, self.stored_bits, bits).contiguous()
+        return self.weight_quantizer.codes(self.out_first(self.weight), bits).contiguous()
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """Return the input as the layer sees it at the active width: dequantized, of the shape and dtype of `x`."""
+        if self.input_quantizer is None or self._bypass:
+            return x
+        return self.input_quantizer(x, self.bits)
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize input and weight, in one floating-point type."""
+        x = self.quantized_input(x)
+        weight = self.quantized_weight()
+        return x, weight if weight.dtype == x.dtype else weight.to(x.dtype)
+
+    def set_codes(self, codes: Tensor, scale: Tensor, num_planes: int) -> None:
+        """Replace the float weight by stored integers.
+
+        Args:
+            codes: int8 tensor of the out-first shape of the weight, W̃_h with the bits of missing planes zero.
+            scale: float32 scale s_h, of the scale shape of the weight quantizer.
+            num_planes: how many leading planes `codes` is made of.
+        """
+        if not self.weight_quantizer.shared:
+            raise PrepareError("a layer with one scale a width (shared=False) has no common integers to freeze to")
+        self.weight_quantizer.scale.set_(scale)
+        self.weight_quantizer.scale.parameter.requires_grad_(False)
+        self._parameters.pop("weight", None)
+        self.register_buffer("codes", codes)
+        self.num_planes = num_planes
+
+    def refine(self, codes: Tensor, num_planes: int) -> None:
+        """Replace the codes of a frozen layer by ones that are made of more planes."""
+        self.codes.copy_(codes)
+        self.num_planes = num_planes
+
+    @torch.no_grad()
+    def unfreeze(self) -> None:
+        """Make the layer trainable: its float weight becomes the dequantized stored integers.
+
+        Raises:
+            PrepareError: only some of the planes were read, so the stored integers are not known in full.
+        """
+        if not self.is_frozen:
+            return
+        if self.num_planes < self.stored_bits:
+            raise PrepareError(
+                f"only {self.num_planes} of {self.stored_bits} bit planes were read; "
+                f"switch to {self.stored_bits} bits first"
+            )
+        weight = self.from_out_first(self.weight_quantizer.dequantize(self.codes, self.stored_bits))
+        del self._buffers["codes"]
+        self.weight = nn.Parameter(weight.contiguous())
+        self.weight_quantizer.scale.parameter.requires_grad_(True)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and "codes" in self.__dict__.get("_buffers", {}):
+            return self.quantized_weight()
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and "codes" in self.__dict__.get("_buffers", {}):
+            raise PrepareError(
+                "the weight of a stored layer is computed and read-only; call bitswitch.unfreeze(model) first"
+            )
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{super().extra_repr()}, bits={self.bits} of {self.widths}"
+
+
+def iter_layers(model: nn.Module) -> Iterator[tuple[str, SwitchableLayer]]:
+    """Yield (name, layer) for every switchable layer of a model, each module once."""
+    for name, module in model.named_modules():
+        if isinstance(module, SwitchableLayer):
+            yield name, module
+
+
+@contextmanager
+def float_forward(model: nn.Module) -> Iterator[None]:
+    """Run trainable layers in full precision inside the context."""
+    layers = [layer for _, layer in iter_layers(model)]
+    for layer in layers:
+        layer._bypass = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer._bypass

@@ -1,0 +1,29 @@
+"""Switchable embeddings."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitswitch.layers.base import SwitchableLayer
+from bitswitch.rounding import second_round
+
+
+class SwitchableEmbedding(SwitchableLayer, nn.Embedding):
+    """Embedding, (…) int64 → (…, embedding_dim). Rows are looked up first, so only those in use are rounded."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer at the active width."""
+        if self.is_frozen:
+            rows = second_round(self.codes[input], self.stored_bits, self.bits)
+            return self.weight_quantizer.dequantize(rows, self.bits, rows=input)
+        rows = F.embedding(
+            input,
+            self.weight,
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )
+        return rows if self._bypass else self.weight_quantizer(rows, self.bits, rows=input).to(rows.dtype)

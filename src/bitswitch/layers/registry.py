@@ -1,0 +1,104 @@
+"""Which layer classes can be made switchable, and how."""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.conv import (
+    SwitchableConv1d,
+    SwitchableConv2d,
+    SwitchableConv3d,
+    SwitchableConvTranspose1d,
+    SwitchableConvTranspose2d,
+    SwitchableConvTranspose3d,
+)
+from bitswitch.layers.embedding import SwitchableEmbedding
+from bitswitch.layers.linear import SwitchableLinear
+from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
+
+_CLASSES: dict[type[nn.Module], type[SwitchableLayer]] = {
+    nn.Linear: SwitchableLinear,
+    nn.Conv1d: SwitchableConv1d,
+    nn.Conv2d: SwitchableConv2d,
+    nn.Conv3d: SwitchableConv3d,
+    nn.ConvTranspose1d: SwitchableConvTranspose1d,
+    nn.ConvTranspose2d: SwitchableConvTranspose2d,
+    nn.ConvTranspose3d: SwitchableConvTranspose3d,
+    nn.Embedding: SwitchableEmbedding,
+}
+
+# Layers of other libraries, by qualified name: their switchable class is imported when one is met.
+_FOREIGN_CLASSES: dict[str, str] = {
+    "transformers.pytorch_utils.Conv1D": "bitswitch.integrations.transformers:SwitchableConv1D",
+}
+
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
+
+
+def _import(target: str) -> type:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def qualified_name(kind: type) -> str:
+    """Return the import path of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def switchable_class(kind: type[nn.Module]) -> type[SwitchableLayer] | None:
+    """Return the switchable class of a layer class, or None if there is none.
+
+    A subclass counts as the class whose `forward` it inherits, if it overrides nothing that the switchable class uses.
+    """
+    if kind in _CLASSES:
+        return _CLASSES[kind]
+    foreign = _FOREIGN_CLASSES.get(qualified_name(kind))
+    if foreign is not None:
+        return _import(foreign)
+    for base, switchable in _CLASSES.items():
+        if issubclass(kind, base) and kind.forward is base.forward and not issubclass(kind, SwitchableLayer):
+            _CLASSES[kind] = type(f"Switchable{kind.__name__}", (switchable, kind), {"__module__": __name__})
+            return _CLASSES[kind]
+    return None
+
+
+def has_weight(module: nn.Module) -> bool:
+    """Whether a module is of a kind whose weights one would expect to be quantized."""
+    return isinstance(module, _WEIGHTED) or qualified_name(type(module)) in _FOREIGN_CLASSES
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Return why a weighted module cannot be made switchable, or None if it can."""
+    if parametrize.is_parametrized(module):
+        return "its weight is computed by a parametrization; remove it first (torch.nn.utils.parametrize)"
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters(recurse=False)):
+        return "it is lazy and not initialised; run the model once first"
+    if switchable_class(type(module)) is None:
+        base = next((b for b in _CLASSES if isinstance(module, b)), None)
+        if base is not None:
+            return f"{type(module).__name__} overrides the forward of {base.__name__}"
+        return f"{type(module).__name__} is not supported"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is not a plain parameter"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not floating point"
+    if weight.numel() == 0:
+        return "its weight is empty"
+    return None
+
+
+def make_switchable(
+    layer: nn.Module, weight_quantizer: WeightQuantizer, input_quantizer: ActivationQuantizer | None
+) -> SwitchableLayer:
+    """Change a float layer in place into its switchable class and return it."""
+    switchable = switchable_class(type(layer))
+    assert switchable is not None
+    layer.__class__ = switchable
+    assert isinstance(layer, SwitchableLayer)
+    layer._attach(weight_quantizer, input_quantizer)
+    return layer

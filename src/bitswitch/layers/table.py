@@ -1,0 +1,181 @@
+"""The layer table: what was decided for every layer of a model, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
+
+from torch import nn
+
+from bitswitch.errors import ConfigError, PrepareError
+from bitswitch.precision import Precision
+
+STATUSES = ("quantized", "float", "per-width")
+INPUTS = ("unsigned", "signed", "float")
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """One row of the layer table.
+
+    Attributes:
+        name: the layer's name in the model.
+        kind: its class before it was made switchable, such as "Conv2d".
+        status: "quantized", "float", or "per-width" for a BatchNorm with one set of parameters a width.
+        reason: why a layer is float, or why it is pinned to one width; empty otherwise.
+        shape: shape of its weight in the layer's own layout; () without one.
+        bits: the widths that it can run at, descending; () for float layers. A single one means pinned.
+        granularity: of the weight scale: "tensor", "channel" or "group"; "" unless quantized.
+        group_size: inputs that share a scale, for "group".
+        input: "unsigned", "signed" or "float": how its input is quantized.
+        alias_of: name of the quantized layer that stores the weight which this one shares.
+        width_from: for a BatchNorm, the layer whose width it follows under a per-layer precision.
+    """
+
+    name: str
+    kind: str
+    status: str
+    reason: str = ""
+    shape: tuple[int, ...] = ()
+    bits: tuple[int, ...] = ()
+    granularity: str = ""
+    group_size: int | None = None
+    input: str = "float"
+    alias_of: str | None = None
+    width_from: str | None = None
+
+
+class LayerTable(Mapping[str, LayerEntry]):
+    """The rows of a model by layer name, in the order of the model.
+
+    Args:
+        entries: the rows; names must be distinct.
+    """
+
+    def __init__(self, entries: Sequence[LayerEntry]) -> None:
+        self._entries = {entry.name: entry for entry in entries}
+        if len(self._entries) != len(entries):
+            raise ConfigError("the layer table names a layer twice")
+
+    def __getitem__(self, name: str) -> LayerEntry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def select(self, status: str) -> list[LayerEntry]:
+        """Return the rows of one status, in order."""
+        return [entry for entry in self._entries.values() if entry.status == status]
+
+    @property
+    def available(self) -> dict[str, tuple[int, ...]]:
+        """The widths of every quantized layer, as `Precision.resolve` takes them."""
+        return {entry.name: entry.bits for entry in self.select("quantized")}
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return a list of plain dictionaries."""
+        return [asdict(entry) | {"shape": list(entry.shape), "bits": list(entry.bits)} for entry in self.values()]
+
+    @classmethod
+    def from_json(cls, rows: object) -> LayerTable:
+        """Rebuild a table from `to_json`.
+
+        Raises:
+            ConfigError: a row has another form; the message names row and field.
+        """
+        if not isinstance(rows, list):
+            raise ConfigError("the layer table must be a list")
+        return cls([_entry_from_json(index, row) for index, row in enumerate(rows)])
+
+
+def _entry_from_json(index: int, row: object) -> LayerEntry:
+    names = [item.name for item in fields(LayerEntry)]
+    if not isinstance(row, dict) or set(row) != set(names):
+        raise ConfigError(f"row {index} of the layer table must have the fields {', '.join(names)}")
+
+    def fail(name: str) -> ConfigError:
+        return ConfigError(f"row {index} of the layer table: field {name!r} is invalid: {str(row[name])[:80]!r}")
+
+    for name in ("name", "kind", "status", "reason", "granularity", "input"):
+        if not isinstance(row[name], str):
+            raise fail(name)
+    for name in ("alias_of", "width_from"):
+        if row[name] is not None and not isinstance(row[name], str):
+            raise fail(name)
+    for name in ("shape", "bits"):
+        if not isinstance(row[name], list) or not all(type(item) is int and item >= 0 for item in row[name]):
+            raise fail(name)
+    if row["group_size"] is not None and (type(row["group_size"]) is not int or row["group_size"] < 1):
+        raise fail("group_size")
+    for name, allowed in (("status", STATUSES), ("input", INPUTS)):
+        if row[name] not in allowed:
+            raise fail(name)
+    return LayerEntry(**{**row, "shape": tuple(row["shape"]), "bits": tuple(row["bits"])})
+
+
+class PlaneSource(Protocol):
+    """Where a frozen model can read bit planes that it does not hold yet."""
+
+    def refine(self, model: nn.Module, resolved: Mapping[str, int]) -> None:
+        """Bring every layer up to the planes that its width needs, or raise and leave the model as it was."""
+        ...
+
+
+@dataclass(frozen=True)
+class QuantizerOptions:
+    """How the quantizers of a model learn; see `bitswitch.prepare`."""
+
+    shared: bool = True
+    scale_parametrization: str = "log"
+    gradient_scale: bool = False
+
+
+@dataclass
+class ModelState:
+    """What bitswitch remembers about a prepared model.
+
+    Attributes:
+        bits: the candidate widths of the network, descending.
+        table: the layer table.
+        precision: the active precision.
+        options: how its quantizers learn.
+        source: where missing bit planes can be read, for a model that was loaded.
+    """
+
+    bits: tuple[int, ...]
+    table: LayerTable
+    precision: Precision
+    options: QuantizerOptions = field(default_factory=QuantizerOptions)
+    source: PlaneSource | None = None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the network inside DistributedDataParallel, DataParallel or torch.compile wrappers."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+        else:
+            return model
+
+
+def state_of(model: nn.Module) -> ModelState:
+    """Return what bitswitch remembers about a prepared model, wrapped or not.
+
+    Raises:
+        PrepareError: the model is not prepared, or not completely.
+    """
+    state = unwrap(model).__dict__.get("_bitswitch")
+    if isinstance(state, ModelState):
+        return state
+    if state is not None:
+        raise PrepareError(
+            "this model was prepared without example inputs and is not complete yet; call bitswitch.calibrate(model, "
+            "batches), or pass example_inputs= to bitswitch.prepare"
+        )
+    raise PrepareError("this model is not prepared; call bitswitch.prepare(model, bits=…) first")

@@ -1,0 +1,141 @@
+"""Learned scales and zero points: what they are, and how they are stored exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Parametrization = Literal["log", "raw"]
+
+# Only the comparison with raw scales can reach it: a scale that an optimizer step has driven to zero or below.
+_SMALLEST_RAW_SCALE = 1e-8
+
+
+def contract(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
+    """Return Σ a·b over the elements that share one scale of `shape`, in float32.
+
+    One pass over memory for a scalar scale, which is the case that training spends its time on.
+    """
+    if len(shape) == 0 and a.dtype == b.dtype == torch.float32:
+        if a.is_contiguous() and b.is_contiguous():
+            return torch.dot(a.view(-1), b.view(-1))
+        if a.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b)):
+            return torch.dot(a.permute(0, 2, 3, 1).reshape(-1), b.permute(0, 2, 3, 1).reshape(-1))
+    return torch.mul(a, b).float().sum_to_size(shape)
+
+
+class _KeepsFloat32(nn.Module):
+    """A module whose tensors stay float32 when the network is cast: integer codes depend on every bit of a scale."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move_only, recurse)
+
+
+class PositiveScale(_KeepsFloat32):
+    """A learned scale that stays positive and that is stored exactly.
+
+    With the parametrization "log" the scale is s = origin · exp(log): an optimizer step of λ changes it by the factor
+    exp(±λ), whatever its size, and it never crosses zero. With "raw", s = raw is learned directly, which is the paper's
+    form and kept for comparison; a step that would make it negative is undone by the floor of `value`. In both, `set_`
+    reproduces a scale bit for bit.
+
+    Args:
+        shape: shape of the scale; it is NaN until set.
+        parametrization: "log" or "raw".
+    """
+
+    origin: Tensor
+
+    def __init__(self, shape: Sequence[int] = (), parametrization: Parametrization = "log") -> None:
+        super().__init__()
+        self.parametrization: Parametrization = parametrization
+        unset = torch.full(tuple(shape), math.nan)
+        if parametrization == "log":
+            self.register_buffer("origin", unset)
+            self.log = nn.Parameter(torch.zeros_like(unset))
+        else:
+            self.raw = nn.Parameter(unset)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The learned parameter: `log` or `raw`."""
+        return self.log if self.parametrization == "log" else self.raw
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a scale has been set; reads the tensor, so it waits for the device."""
+        return bool((self.origin if self.parametrization == "log" else self.raw).isfinite().all())
+
+    def value(self) -> Tensor:
+        """Return the scale s > 0, float32, differentiable."""
+        if self.parametrization == "log":
+            return self.origin * self.log.exp()
+        return self.raw.clamp(min=_SMALLEST_RAW_SCALE)
+
+    @torch.no_grad()
+    def set_(self, scale: Tensor) -> None:
+        """Set the scale to `scale` exactly."""
+        if self.parametrization == "log":
+            self.origin.copy_(scale)
+            self.log.zero_()
+        else:
+            self.raw.copy_(scale)
+
+    @torch.no_grad()
+    def raw_grad(self) -> Tensor | None:
+        """Return the gradient with respect to s itself (the ∇s of Eq. (6)), or None if there is none."""
+        grad = self.parameter.grad
+        if grad is None or self.parametrization == "raw":
+            return grad
+        return grad / self.value()
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{tuple(self.parameter.shape)}, {self.parametrization}"
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class ZeroPoint(_KeepsFloat32):
+    """A learned integer zero point in 0 … top, with a straight-through gradient.
+
+    The parameter `shift` is a fraction of the code range, zp = clip(round(origin + top · shift), 0, top), so that an
+    optimizer step moves the zero point of every width by the same share of its range.
+
+    Args:
+        top: the largest code, 2^b − 1.
+    """
+
+    origin: Tensor
+
+    def __init__(self, top: int) -> None:
+        super().__init__()
+        self.top = top
+        self.register_buffer("origin", torch.zeros(()))
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def value(self) -> Tensor:
+        """Return the integer-valued zero point as a float32 scalar, differentiable."""
+        moved = torch.clamp(self.origin + self.top * self.shift, 0, self.top)
+        return _RoundStraightThrough.apply(moved)  # pyright: ignore[reportReturnType]
+
+    @torch.no_grad()
+    def set_(self, zero_point: Tensor | float) -> None:
+        """Set the zero point to an integer value exactly."""
+        self.origin.fill_(float(zero_point))
+        self.shift.zero_()

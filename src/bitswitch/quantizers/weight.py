@@ -1,0 +1,163 @@
+"""The quantizer of weights: Double Rounding with a learned scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bitswitch.errors import PrepareError
+from bitswitch.quantizers.scales import Parametrization, PositiveScale, contract
+from bitswitch.rounding import dequantize, double_round, int_range
+
+Granularity = Literal["tensor", "channel", "group"]
+
+GRANULARITIES: tuple[Granularity, ...] = ("tensor", "channel", "group")
+
+
+class _DoubleRound(torch.autograd.Function):
+    """Quantize weights to `bits` bits; the scale has the stored width and broadcasts to the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, stored_bits: int, bits: int, scale_gain: float) -> Tensor:
+        quantized = dequantize(double_round(weight, scale, stored_bits, bits), scale, stored_bits, bits)
+        ctx.save_for_backward(weight, scale, quantized)
+        ctx.config = stored_bits, bits, scale_gain
+        return quantized
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator hides the signature)
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor, None, None, None]:
+        (grad,) = grads
+        weight, scale, quantized = ctx.saved_tensors
+        stored_bits, bits, scale_gain = ctx.config
+        n, p = int_range(bits)
+        weight = weight.float()
+        position = weight / (scale * 2.0 ** (stored_bits - bits))
+        grad_weight = torch.ops.aten.hardtanh_backward(grad, position, n, p)
+        # Σ g·2^Δ·(code − v) inside and Σ g·2^Δ·n or p outside, as Ŵ_l = code·2^Δ·s_h and W = v·2^Δ·s_h.
+        total = contract(grad, quantized, scale.shape) - contract(grad_weight, weight, scale.shape)
+        return grad_weight, total / scale * scale_gain, None, None, None
+
+
+class WeightQuantizer(nn.Module):
+    """Double Rounding of one weight, Eq. (1)–(3), with a learned scale per tensor, output channel or group.
+
+    The weight is given *out-first*: its first dimension is the output channel (of an embedding, the row), whatever the
+    layout of the layer. Scales have the shape () for "tensor", (out,) for "channel" and (out, K / group_size) for
+    "group", where K is the number of weights of one output channel.
+
+    Args:
+        shape: out-first shape of the weight.
+        bits: candidate widths, descending; the first is the stored width h.
+        granularity: "tensor", "channel" or "group".
+        group_size: number of consecutive inputs that share a scale, for "group".
+        shared: one scale s_h for all widths. If False, the comparison mode of the paper (`Ours*`): every width has its
+            own scale and rounds the float weights once, so the stored model stays float.
+        parametrization: how scales are learned, see `PositiveScale`.
+        gradient_scale: multiply scale gradients by LSQ's 1/√(N·p_b), N the number of weights that share the scale.
+
+    Raises:
+        PrepareError: the group size is missing or does not divide K.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        bits: tuple[int, ...],
+        granularity: Granularity = "tensor",
+        group_size: int | None = None,
+        *,
+        shared: bool = True,
+        parametrization: Parametrization = "log",
+        gradient_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bits = bits
+        self.granularity: Granularity = granularity
+        self.group_size = group_size
+        self.shared = shared
+        self.gradient_scale = gradient_scale
+        fan_in = math.prod(shape[1:])
+        if granularity not in GRANULARITIES:
+            raise PrepareError(f"granularity must be one of {GRANULARITIES}; got {granularity!r}")
+        if granularity == "group" and (not group_size or group_size < 0 or fan_in % group_size):
+            raise PrepareError(f"granularity 'group' needs a group_size that divides {fan_in}; got {group_size}")
+        self.scale_shape: tuple[int, ...] = {
+            "tensor": (),
+            "channel": (shape[0],),
+            "group": (shape[0], fan_in // (group_size or 1)),
+        }[granularity]
+        self.elements_per_scale = math.prod(shape) // max(1, math.prod(self.scale_shape))
+        if shared:
+            self.scale = PositiveScale(self.scale_shape, parametrization)
+        else:
+            self.scales = nn.ModuleDict({str(b): PositiveScale(self.scale_shape, parametrization) for b in bits})
+
+    @property
+    def stored_bits(self) -> int:
+        """The stored width h."""
+        return self.bits[0]
+
+    def scale_for(self, bits: int) -> PositiveScale:
+        """Return the learned scale that `bits` uses; the same one for every width in the shared mode."""
+        scale = self.scale if self.shared else self.scales[str(bits)]
+        assert isinstance(scale, PositiveScale)
+        return scale
+
+    def code_bits(self, bits: int) -> int:
+        """Return the width of the first rounding: h when the scale is shared, else `bits` itself."""
+        return self.stored_bits if self.shared else bits
+
+    def _align(self, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """View the weight, and the scale of its rows, so that they broadcast."""
+        if self.granularity == "tensor":
+            return weight, scale
+        if self.granularity == "channel":
+            return weight, scale.reshape(scale.shape + (1,) * (weight.dim() - scale.dim()))
+        rows = weight.reshape(*scale.shape[:-1], -1)
+        return rows.unflatten(-1, (scale.shape[-1], -1)), scale.unsqueeze(-1)
+
+    def forward(self, weight: Tensor, bits: int, rows: Tensor | None = None) -> Tensor:
+        """Return the weight as it is at `bits` bits: dequantized, float32, with gradients for weight and scale.
+
+        Args:
+            weight: out-first float weight; with `rows`, those rows of it, of shape rows.shape + (K,).
+            bits: one of the candidate widths.
+            rows: indices of the rows given, for embeddings that look up before they quantize.
+        """
+        scale = self.scale_for(bits).value()
+        if rows is not None and scale.dim():
+            scale = scale[rows]
+        gain = 1.0
+        if self.gradient_scale:
+            gain = 1.0 / math.sqrt(self.elements_per_scale * int_range(bits)[1])
+        aligned, scale = self._align(weight, scale)
+        quantized = _DoubleRound.apply(aligned, scale, self.code_bits(bits), bits, gain)
+        return quantized.reshape(weight.shape)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor, bits: int) -> Tensor:
+        """Return the int8 codes of an out-first float weight at `bits` bits, those of the training forward exactly."""
+        aligned, scale = self._align(weight, self.scale_for(bits).value())
+        codes = double_round(aligned, scale, self.code_bits(bits), bits)
+        return codes.reshape(weight.shape).to(torch.int8)
+
+    @torch.no_grad()
+    def dequantize(self, codes: Tensor, bits: int, rows: Tensor | None = None) -> Tensor:
+        """Return the float32 weights that int8 codes of `bits` bits stand for, bit-identical to `forward`."""
+        scale = self.scale_for(bits).value()
+        if rows is not None and scale.dim():
+            scale = scale[rows]
+        aligned, scale = self._align(codes, scale)
+        return dequantize(aligned, scale, self.code_bits(bits), bits).reshape(codes.shape)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        group = f", group_size={self.group_size}" if self.granularity == "group" else ""
+        return f"bits={self.bits}, granularity={self.granularity!r}{group}, shared={self.shared}"
