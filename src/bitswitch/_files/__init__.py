@@ -1,0 +1,35 @@
+"""Files that are written atomically and read with suspicion: sealed JSON documents and safetensors data.
+
+Checkpoints and the run folders of training are both made of these. A document (`config.json`, `state.json`) is small,
+carries the SHA-256 of itself and names the data files it belongs to; a data file carries its content hash in its name.
+Nothing is
+ever unpickled, and no number found in a file is used before it has been compared with what is really there.
+"""
+
+from __future__ import annotations
+
+from bitswitch._files.documents import parse_json, seal, unseal
+from bitswitch._files.reading import MappedFile, map_file, read_document
+from bitswitch._files.records import FileRecord, open_tensors
+from bitswitch._files.state import read_state, write_state
+from bitswitch._files.tensors import TensorSpec, parse_header
+from bitswitch._files.writing import locked, remove_unreferenced, write_document, write_tensors
+
+__all__ = [
+    "FileRecord",
+    "MappedFile",
+    "TensorSpec",
+    "locked",
+    "map_file",
+    "open_tensors",
+    "parse_header",
+    "parse_json",
+    "read_document",
+    "read_state",
+    "remove_unreferenced",
+    "seal",
+    "unseal",
+    "write_document",
+    "write_state",
+    "write_tensors",
+]

@@ -1,0 +1,247 @@
+"""config.json: what a checkpoint contains, checked before any of it is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bitswitch._files import FileRecord, read_document
+from bitswitch.checkpoint.planes import planes_needed
+from bitswitch.errors import BitswitchError, CheckpointError
+from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
+from bitswitch.precision import Precision, validate_widths
+from bitswitch.quantizers import GRANULARITIES
+
+CONFIG_NAME = "config.json"
+FORMAT = "bitswitch"
+VERSION = 1
+MAX_CODES = 1 << 40
+MAX_DIMENSIONS = 8
+
+_MEMBERS = {"format", "version", "bits", "layers", "options", "precision", "architecture", "weights", "base", "planes"}
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """How a quantized weight is stored.
+
+    Attributes:
+        shape: its out-first shape, in which codes and scales are laid out.
+        planes: how many leading bit planes are stored; 0 if the base file has the weight: as integers if the layer is
+            pinned to one width of several, as floats if widths do not share a scale.
+    """
+
+    shape: tuple[int, ...]
+    planes: int
+
+    @property
+    def num_codes(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checked content of config.json.
+
+    Attributes:
+        bits: the candidate widths of the network, descending.
+        table: the layer table.
+        options: how the quantizers learn.
+        precision: the precision that was active when the checkpoint was saved, or that it was saved for.
+        architecture: whatever JSON the caller gave to find the architecture again.
+        weights: how the weight of each quantized layer is stored; layers that share another's weight are absent.
+        base: the file of everything that is not planes.
+        planes: the files of the planes, from the top bit down.
+    """
+
+    bits: tuple[int, ...]
+    table: LayerTable
+    options: QuantizerOptions
+    precision: Precision
+    architecture: Any
+    weights: Mapping[str, StoredWeight]
+    base: FileRecord
+    planes: tuple[FileRecord, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the members of config.json."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "bits": list(self.bits),
+            "layers": self.table.to_json(),
+            "options": asdict(self.options),
+            "precision": self.precision.to_json(),
+            "architecture": self.architecture,
+            "weights": {n: {"shape": list(w.shape), "planes": w.planes} for n, w in self.weights.items()},
+            "base": self.base.to_json(),
+            "planes": [record.to_json() for record in self.planes],
+        }
+
+    def storing(self, name: str) -> str:
+        """Return the layer under whose name the weight of `name` is stored."""
+        return self.table[name].alias_of or name
+
+    def needed(self, resolved: Mapping[str, int]) -> dict[str, int]:
+        """Return how many planes of each stored weight the given widths need; 0 for weights in the base file."""
+        needed = dict.fromkeys(self.weights, 0)
+        for name, bits in resolved.items():
+            stored = self.storing(name)
+            if self.weights[stored].planes:
+                needed[stored] = max(needed[stored], planes_needed(self.table[name].bits[0], bits))
+        return needed
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """Read and check the config.json of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, altered, or inconsistent.
+    """
+    path = folder / CONFIG_NAME
+    return parse_config(read_document(path), str(path))
+
+
+def parse_config(members: Mapping[str, Any], where: str) -> CheckpointConfig:
+    """Check the members of config.json.
+
+    Args:
+        members: what `CheckpointConfig.to_json` returned, or somebody else wrote.
+        where: what errors call the file.
+
+    Raises:
+        CheckpointError: naming the member that is wrong.
+    """
+    if members.get("format") != FORMAT:
+        raise CheckpointError(f"{where}: format: expected {FORMAT!r}, found {str(members.get('format'))[:40]!r}")
+    if type(members.get("version")) is not int or members["version"] != VERSION:
+        raise CheckpointError(f"{where}: version: expected {VERSION}, found {str(members.get('version'))[:40]}")
+    if set(members) != _MEMBERS:
+        odd = sorted(set(members) ^ _MEMBERS)
+        raise CheckpointError(f"{where}: expected exactly {', '.join(sorted(_MEMBERS))}; differs in {str(odd)[:200]}")
+    try:
+        if not isinstance(members["bits"], list):
+            raise CheckpointError("bits: expected a list")
+        bits = validate_widths(members["bits"])
+        table = LayerTable.from_json(members["layers"])
+        _check_table(table, bits)
+        options = _parse_options(members["options"])
+        precision = Precision.from_json(members["precision"])
+        resolved = precision.resolve(table.available)
+        weights = _parse_weights(members["weights"], table, lambda entry: has_planes(entry, bits, options))
+    except BitswitchError as error:
+        raise CheckpointError(f"{where}: {str(error)[:500]}") from None
+    base = FileRecord.from_json(members["base"], "base", f"{where}: base")
+    planes = _parse_planes(members["planes"], weights, where)
+    config = CheckpointConfig(bits, table, options, precision, members["architecture"], weights, base, planes)
+    for name, count in config.needed(resolved).items():
+        if count > weights[name].planes:
+            raise CheckpointError(
+                f"{where}: precision: needs {count} planes of {name!r}, {weights[name].planes} stored"
+            )
+    return config
+
+
+def _check_table(table: LayerTable, bits: tuple[int, ...]) -> None:
+    for entry in table.values():
+        where = f"layers: {entry.name[:200]!r}"
+        if len(entry.name) > 512 or "\0" in entry.name:
+            raise CheckpointError(f"{where}: name: expected at most 512 characters without NUL")
+        if len(entry.shape) > MAX_DIMENSIONS or math.prod(max(1, size) for size in entry.shape) > MAX_CODES:
+            raise CheckpointError(f"{where}: shape: expected at most {MAX_CODES} elements, found {entry.shape[:9]}")
+        if entry.status == "float":
+            expected = entry.bits == () and entry.alias_of is None
+        else:
+            expected = validate_widths(entry.bits) == entry.bits and (len(entry.bits) == 1 or entry.bits == bits)
+        if not expected:
+            raise CheckpointError(f"{where}: bits: {entry.bits} do not fit the widths {bits} and status {entry.status}")
+        if entry.status == "quantized":
+            _check_quantized(entry, table, where)
+        if entry.width_from is not None:
+            source = table.get(entry.width_from)
+            if source is None or source.status != "quantized" or not set(source.bits) <= set(entry.bits):
+                raise CheckpointError(
+                    f"{where}: width_from: {entry.width_from[:200]!r} is no quantized layer of its widths"
+                )
+        elif entry.status == "per-width" and entry.bits != bits:
+            raise CheckpointError(f"{where}: bits: expected {bits}, as width_from is null")
+
+
+def _check_quantized(entry: LayerEntry, table: LayerTable, where: str) -> None:
+    if entry.granularity not in GRANULARITIES:
+        raise CheckpointError(
+            f"{where}: granularity: expected one of {GRANULARITIES}, found {entry.granularity[:40]!r}"
+        )
+    if (entry.granularity == "group") != (entry.group_size is not None):
+        raise CheckpointError(f"{where}: group_size: goes with the granularity 'group', found {entry.group_size}")
+    if not entry.shape or 0 in entry.shape:
+        raise CheckpointError(f"{where}: shape: expected a weight with elements, found {entry.shape}")
+    if entry.alias_of is None:
+        return
+    target = table.get(entry.alias_of)
+    if target is None or target.status != "quantized" or target.alias_of is not None:
+        raise CheckpointError(
+            f"{where}: alias_of: {entry.alias_of[:200]!r} is not a quantized layer that stores a weight"
+        )
+    if math.prod(target.shape) != math.prod(entry.shape) or target.bits != entry.bits:
+        raise CheckpointError(f"{where}: alias_of: {entry.alias_of[:200]!r} has another shape or other bits")
+
+
+def _parse_options(value: object) -> QuantizerOptions:
+    names = {item.name for item in fields(QuantizerOptions)}
+    if not isinstance(value, dict) or set(value) != names:
+        raise CheckpointError(f"options: expected exactly {', '.join(sorted(names))}")
+    for name in ("shared", "gradient_scale"):
+        if not isinstance(value[name], bool):
+            raise CheckpointError(f"options: {name}: expected true or false, found {str(value[name])[:40]}")
+    if value["scale_parametrization"] not in ("log", "raw"):
+        raise CheckpointError("options: scale_parametrization: expected 'log' or 'raw'")
+    return QuantizerOptions(**value)
+
+
+def has_planes(entry: LayerEntry, bits: tuple[int, ...], options: QuantizerOptions) -> bool:
+    """Whether the weight of a layer is split into planes.
+
+    A layer that is pinned to one width of several always needs all its bits, so they stay together in the base file.
+    """
+    return options.shared and (len(entry.bits) > 1 or len(bits) == 1)
+
+
+def _parse_weights(value: object, table: LayerTable, split: Callable[[LayerEntry], bool]) -> dict[str, StoredWeight]:
+    stored = [entry for entry in table.select("quantized") if entry.alias_of is None]
+    if not isinstance(value, dict) or set(value) != {entry.name for entry in stored}:
+        raise CheckpointError("weights: expected one entry for each quantized layer that stores a weight")
+    return {entry.name: _parse_weight(value[entry.name], entry, split(entry)) for entry in stored}
+
+
+def _parse_weight(value: object, entry: LayerEntry, split: bool) -> StoredWeight:
+    where = f"weights: {entry.name[:200]!r}"
+    if not isinstance(value, dict) or set(value) != {"shape", "planes"}:
+        raise CheckpointError(f"{where}: expected exactly shape and planes")
+    shape, planes = value["shape"], value["planes"]
+    if not isinstance(shape, list) or not all(type(size) is int and 0 < size <= MAX_CODES for size in shape):
+        raise CheckpointError(f"{where}: shape: expected positive sizes, found {str(shape)[:80]}")
+    if len(shape) != len(entry.shape) or math.prod(shape) != math.prod(entry.shape):
+        raise CheckpointError(
+            f"{where}: shape: {str(shape)[:80]} has not as many elements as the layer's {entry.shape}"
+        )
+    if entry.granularity == "group" and math.prod(shape[1:]) % (entry.group_size or 1):
+        raise CheckpointError(f"{where}: shape: rows of {shape[:9]} do not divide into groups of {entry.group_size}")
+    least = planes_needed(entry.bits[0], entry.bits[-1]) if split else 0
+    most = entry.bits[0] if split else 0
+    if type(planes) is not int or not least <= planes <= most:
+        raise CheckpointError(f"{where}: planes: expected {least} to {most}, found {str(planes)[:40]}")
+    return StoredWeight(tuple(shape), planes)
+
+
+def _parse_planes(value: object, weights: Mapping[str, StoredWeight], where: str) -> tuple[FileRecord, ...]:
+    count = max((weight.planes for weight in weights.values()), default=0)
+    if not isinstance(value, list) or len(value) != count:
+        raise CheckpointError(f"{where}: planes: expected a list of {count} files")
+    return tuple(
+        FileRecord.from_json(item, f"plane-{index}", f"{where}: planes[{index}]") for index, item in enumerate(value)
+    )

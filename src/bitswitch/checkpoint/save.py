@@ -1,0 +1,185 @@
+"""Save a switchable model as integers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitswitch._files import FileRecord, locked, remove_unreferenced, seal, write_document, write_tensors
+from bitswitch.checkpoint.config import CONFIG_NAME, CheckpointConfig, StoredWeight, has_planes, parse_config
+from bitswitch.checkpoint.contents import check_base, codes_key, input_keys, weight_scale_keys
+from bitswitch.checkpoint.plain_state import plain_state
+from bitswitch.checkpoint.planes import pack_plane, planes_needed
+from bitswitch.checkpoint.source import FolderPlanes
+from bitswitch.errors import CalibrationError, CheckpointError, MissingPlanesError
+from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.table import LayerEntry, ModelState, state_of, unwrap
+from bitswitch.precision import Precision
+
+_STEMS = r"base|plane-[0-7]"
+_PLACEHOLDER = "0" * 64
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    precision: int | Mapping[str, int] | Precision | None = None,
+    architecture: Any = None,
+) -> None:
+    """Save a model as one set of integers that serves every width; float weights are not stored.
+
+    An earlier checkpoint in the folder is replaced at the very end, in one step: killed at any moment, `save` leaves
+    the old one or the new one.
+
+    Args:
+        model: a prepared and calibrated model, wrapped in DistributedDataParallel or torch.compile or not.
+        folder: where; it is created if needed. Files of other names in it are left alone.
+        precision: store only the bit planes that this precision needs, and open at it by default. Lower widths can
+            still be opened.
+        architecture: any JSON that helps to build the float model again; `read_info` returns it.
+
+    Raises:
+        PrepareError, CalibrationError: the model is not prepared or not calibrated.
+        PrecisionError, UnknownLayerError, ArgumentError: `precision` or `architecture` is invalid.
+        MissingPlanesError: the model was opened from fewer planes than `precision` needs.
+        CheckpointError: the model has values that cannot be stored (NaN, state that is not a tensor), or the folder
+            holds planes of this very model that would be lost.
+    """
+    network = unwrap(model)
+    state = state_of(network)
+    active = state.precision if precision is None else Precision.of(precision)
+    resolved = active.resolve(state.table.available)
+    layers = _storing_layers(network, state)
+    weights = _stored_weights(state, layers, None if precision is None else resolved)
+    config = _draft(state, active, architecture, weights)
+    seal(config.to_json())
+    base = _base_tensors(network, state, config, layers)
+    check_base(config, base, "the model")
+    folder = Path(folder)
+    with locked(folder):
+        _refuse_loss(folder, state, layers, weights)
+        record = write_tensors(folder, "base", base)
+        planes = _write_planes(folder, config, layers)
+        members = {**config.to_json(), "base": record.to_json(), "planes": [plane.to_json() for plane in planes]}
+        parse_config(members, "the new config.json")
+        write_document(folder, CONFIG_NAME, members)
+        remove_unreferenced(folder, _STEMS, {record.file, *(plane.file for plane in planes)})
+
+
+def _draft(
+    state: ModelState, active: Precision, architecture: Any, weights: dict[str, StoredWeight]
+) -> CheckpointConfig:
+    """Return the configuration without its files, which are not written yet."""
+    pending = FileRecord("", 8, _PLACEHOLDER)
+    return CheckpointConfig(state.bits, state.table, state.options, active, architecture, weights, pending, ())
+
+
+def _storing_layers(network: nn.Module, state: ModelState) -> dict[str, SwitchableLayer]:
+    layers: dict[str, SwitchableLayer] = {}
+    for entry in state.table.select("quantized"):
+        layer = network.get_submodule(entry.name)
+        assert isinstance(layer, SwitchableLayer)
+        if entry.alias_of is None:
+            layers[entry.name] = layer
+            continue
+        owner = layers.get(entry.alias_of) or network.get_submodule(entry.alias_of)
+        part = "codes" if layer.is_frozen else "weight"
+        if getattr(layer, part, None) is not getattr(owner, part, None):
+            raise CheckpointError(f"layer {entry.name!r} no longer shares its weight with {entry.alias_of!r}")
+    return layers
+
+
+def _stored_weights(
+    state: ModelState, layers: Mapping[str, SwitchableLayer], resolved: Mapping[str, int] | None
+) -> dict[str, StoredWeight]:
+    weights: dict[str, StoredWeight] = {}
+    for name, layer in layers.items():
+        shape = layer.codes.shape if layer.is_frozen else layer.out_first(layer.weight).shape
+        if not has_planes(state.table[name], state.bits, state.options):
+            weights[name] = StoredWeight(tuple(shape), 0)
+            continue
+        planes = layer.num_planes
+        if resolved is not None:
+            users = [entry.name for entry in state.table.select("quantized") if name in (entry.name, entry.alias_of)]
+            planes = max(planes_needed(layer.stored_bits, resolved[user]) for user in users)
+        if planes > layer.num_planes:
+            raise MissingPlanesError(
+                f"layer {name!r} needs {planes} bit planes, but the model was opened from {layer.num_planes}; "
+                "switch to the precision first"
+            )
+        weights[name] = StoredWeight(tuple(shape), planes)
+    return weights
+
+
+def _base_tensors(
+    network: nn.Module, state: ModelState, config: CheckpointConfig, layers: Mapping[str, SwitchableLayer]
+) -> dict[str, Tensor]:
+    plain = {name: tensor.detach() for name, tensor in plain_state(network, shared=config.options.shared).items()}
+    quantizers: dict[str, Tensor] = {}
+    for entry in state.table.select("quantized"):
+        layer = network.get_submodule(entry.name)
+        assert isinstance(layer, SwitchableLayer)
+        quantizers |= _quantizer_tensors(entry, layer, config)
+        codes = codes_key(config, entry)
+        if codes is not None:
+            quantizers[codes] = _codes(entry.name, layers[entry.name])
+    clash = sorted(plain.keys() & quantizers.keys())
+    if clash:
+        raise CheckpointError(f"the model has a tensor of its own called {clash[0]!r}, a name that the format uses")
+    return plain | quantizers
+
+
+def _quantizer_tensors(entry: LayerEntry, layer: SwitchableLayer, config: CheckpointConfig) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for bits, name in weight_scale_keys(config, entry).items():
+        tensors[name] = layer.weight_quantizer.scale_for(bits).value().detach()
+    quantizer = layer.input_quantizer
+    if quantizer is not None and not quantizer.calibrated:
+        raise CalibrationError(
+            f"the input of layer {entry.name!r} has no scales yet; call bitswitch.calibrate(model, batches) first"
+        )
+    for bits, (scale, zero_point) in input_keys(entry).items():
+        assert quantizer is not None
+        tensors[scale] = quantizer.scale_for(bits).value().detach()
+        module = quantizer.zero_point_for(bits)
+        if zero_point is not None and module is not None:
+            tensors[zero_point] = module.value().detach().to(torch.int32)
+    return tensors
+
+
+def _codes(name: str, layer: SwitchableLayer) -> Tensor:
+    if not layer.is_frozen and not bool(layer.weight.detach().isfinite().all()):
+        raise CheckpointError(f"the weight of layer {name!r} has NaN or infinite values")
+    return layer.weight_codes(layer.stored_bits).cpu()
+
+
+def _write_planes(folder: Path, config: CheckpointConfig, layers: Mapping[str, SwitchableLayer]) -> list[FileRecord]:
+    codes = {name: _codes(name, layers[name]) for name, weight in config.weights.items() if weight.planes}
+    records: list[FileRecord] = []
+    for index in range(max((weight.planes for weight in config.weights.values()), default=0)):
+        stored = {name for name in codes if config.weights[name].planes > index}
+        planes = {name: pack_plane(codes[name], layers[name].stored_bits, index) for name in stored}
+        records.append(write_tensors(folder, f"plane-{index}", planes))
+    return records
+
+
+def _refuse_loss(
+    folder: Path, state: ModelState, layers: Mapping[str, SwitchableLayer], weights: Mapping[str, StoredWeight]
+) -> None:
+    """Refuse to replace the checkpoint that a model was opened from by one with fewer planes of it."""
+    source = state.source
+    if not isinstance(source, FolderPlanes) or not source.is_in(folder):
+        return
+    for name, layer in layers.items():
+        index = weights[name].planes
+        if layer.is_frozen and source.config.weights[name].planes > index and source.has_plane(index):
+            raise CheckpointError(
+                f"{folder}: the model was opened from this folder, and saving {index} bit planes of layer {name!r} "
+                "there would delete the others; save to another folder, or switch to the stored width first"
+            )
