@@ -176,7 +176,8 @@ class Precision:
         layers: dict[str, int] = {}
         for item in text.split(","):
             name, _, bits = (part.strip() for part in item.rpartition("="))
-            if not bits.isascii() or not bits.isdigit() or (name == "" and text.strip() != bits):
+            readable = bits.isascii() and bits.isdigit() and not set("=;") & set(name)
+            if not readable or (name == "" and text.strip() != bits):
                 raise PrecisionError(f"cannot read {text!r} as a precision; write 4, or layer=8,other=2,default=4")
             if name == "":
                 return cls.of(int(bits))

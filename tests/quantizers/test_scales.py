@@ -1,0 +1,79 @@
+"""Learned scales: stored exactly, positive, and float32 whatever the network is cast to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from bitswitch.errors import CalibrationError, PrepareError
+from bitswitch.quantizers import ActivationQuantizer, PositiveScale, WeightQuantizer, ZeroPoint
+
+
+@given(st.floats(2.0**-100, 2.0**100, width=32), st.sampled_from(["log", "raw"]))
+def test_set_is_exact(value: float, parametrization: str) -> None:
+    scale = PositiveScale((), parametrization)  # pyright: ignore[reportArgumentType]
+    if parametrization == "raw" and value < 1e-8:
+        return
+    scale.set_(torch.tensor(value))
+    assert scale.value().item() == value
+
+
+def test_a_log_scale_moves_by_a_factor_and_stays_positive() -> None:
+    scale = PositiveScale()
+    scale.set_(torch.tensor(3e-4))
+    optimizer = torch.optim.Adam(scale.parameters(), lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        scale.value().log().backward()  # always pushes down
+        before = scale.value().item()
+        optimizer.step()
+        assert scale.value().item() / before == pytest.approx(torch.exp(torch.tensor(-0.1)).item(), rel=1e-5)
+    assert 0 < scale.value().item() < 1e-16
+
+
+def test_casting_a_network_keeps_scales_in_float32() -> None:
+    quantizer = WeightQuantizer((4, 9), (8, 2))
+    quantizer.scale.set_(torch.tensor(0.0123456789))
+    inputs = ActivationQuantizer((8, 2), signed=True)
+    before = quantizer.scale.value()
+    nn.ModuleList([quantizer, inputs]).to(torch.bfloat16).half()
+    assert torch.equal(quantizer.scale.value(), before)
+    assert all(p.dtype == torch.float32 for p in [*quantizer.parameters(), *inputs.parameters()])
+
+
+def test_an_unset_activation_quantizer_says_what_to_do() -> None:
+    quantizer = ActivationQuantizer((8, 2), signed=False)
+    quantizer.set_(8, torch.tensor(0.1))  # one of two widths
+    for call in (quantizer, quantizer.codes):
+        with pytest.raises(CalibrationError, match="calibrate"):
+            call(torch.zeros(3), 8)
+
+
+def test_a_state_dict_carries_the_calibration() -> None:
+    source, target = (ActivationQuantizer((8, 2), signed=True) for _ in range(2))
+    for bits in (8, 2):
+        source.set_(bits, torch.tensor(0.1), 1)
+    target.load_state_dict(source.state_dict())
+    assert target.calibrated
+    x = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(source(x, 2), target(x, 2))
+    unset = ActivationQuantizer((8, 2), signed=True)
+    target.load_state_dict(unset.state_dict())
+    assert not target.calibrated
+
+
+def test_a_zero_point_is_an_integer_of_its_range() -> None:
+    zero_point = ZeroPoint(15)
+    zero_point.set_(7)
+    for shift, expected in ((0.0, 7), (0.03, 7), (0.04, 8), (1.0, 15), (-1.0, 0)):
+        zero_point.shift.data.fill_(shift)
+        assert zero_point.value().item() == expected
+
+
+@pytest.mark.parametrize("group_size", [None, 0, -3, 5])
+def test_a_group_size_must_divide(group_size: int | None) -> None:
+    with pytest.raises(PrepareError, match="divides 27"):
+        WeightQuantizer((4, 3, 3, 3), (8, 2), "group", group_size)
