@@ -123,7 +123,10 @@ def complete(model: nn.Module, request: Request, run: Any) -> None:
         layer = model.get_submodule(name)
         assert isinstance(layer, SwitchableLayer)
         if table[name].alias_of is None:
-            initialize_weight_scale(layer)
+            try:
+                initialize_weight_scale(layer)
+            except PrepareError as error:
+                raise PrepareError(f"layer {name!r}: {error}") from None
 
 
 def apply_table(

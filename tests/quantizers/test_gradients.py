@@ -106,7 +106,7 @@ def test_activations(bits: int, signed: bool, dtype: torch.dtype) -> None:
     if signed:
         module = quantizer.zero_point_for(bits)
         assert module is not None
-        # Moving the zero point by one code moves a clipped value by −s, and no other; `shift` is in fractions of the range.
+        # One code more of zero point moves a clipped value by −s, and no other; `shift` is a fraction of the range.
         expected = -(g * ~inside).sum() * s.double() * top
         torch.testing.assert_close(module.shift.grad.double(), expected, rtol=1e-3, atol=1e-3)
 

@@ -1,0 +1,139 @@
+"""calibrate: scales are the best of a search, eight bits are close to float, and bad data is named."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bitswitch as bs
+from bitswitch._initial import best_input_scale, best_weight_scale
+from bitswitch.errors import CalibrationError
+from bitswitch.rounding import dequantize, double_round, int_range
+from tests.networks import images, residual
+
+
+def weights(rows: int = 2) -> Tensor:
+    return torch.randn(rows, 400, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.1], [3.0]])[:rows]
+
+
+def relative_error(blocks: Tensor, scale: Tensor, stored_bits: int, bits: int) -> Tensor:
+    codes = double_round(blocks, scale[:, None], stored_bits, bits)
+    return (dequantize(codes, scale[:, None], stored_bits, bits) - blocks).norm(dim=1) / blocks.norm(dim=1)
+
+
+@pytest.mark.parametrize("bits", [(8, 6, 4, 2), (4, 3, 2), (8, 4), (8,), (2,)])
+def test_weight_scales_are_positive_and_serve_all_widths(bits: tuple[int, ...]) -> None:
+    blocks = weights()
+    scale = best_weight_scale(blocks, bits)
+    assert bool((scale > 0).all())
+    largest = blocks.abs().amax(1) / int_range(bits[0])[1]
+    for b in bits:
+        # Never much worse than not clipping at all, and two bits keep weights alive.
+        assert bool(
+            (relative_error(blocks, scale, bits[0], b) < 1.3 * relative_error(blocks, largest, bits[0], b)).all()
+        )
+        codes = double_round(blocks, scale[:, None], bits[0], b)
+        assert float((codes != 0).float().mean()) > 0.1
+    assert scale[1] / scale[0] == pytest.approx(30, rel=0.3)
+
+
+def test_weight_scale_scales_with_the_weights() -> None:
+    blocks = weights(1)
+    torch.testing.assert_close(best_weight_scale(blocks * 8, (8, 2)), best_weight_scale(blocks, (8, 2)) * 8)
+
+
+def test_zero_weights_get_a_usable_scale() -> None:
+    scale = best_weight_scale(torch.zeros(1, 9), (8, 2))
+    assert bool((scale > 0).all())
+    assert math.isfinite(float(scale))
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4, 3, 2])
+@pytest.mark.parametrize("signed", [False, True])
+def test_input_scales_are_near_the_optimum(bits: int, signed: bool) -> None:
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(1)) + 0.3
+    x = x if signed else x.clamp(min=0)
+    low, high = min(0.0, float(x.min())), float(x.max())
+    scale, zero_point = best_input_scale(x, low, high, bits, signed=signed)
+    top = 2**bits - 1
+
+    def error(s: float, z: float) -> float:
+        return float((((x / s).round() + z).clamp(0, top).sub(z) * s - x).square().mean())
+
+    assert zero_point == round(zero_point)
+    assert 0 <= zero_point <= top
+    found = error(float(scale), zero_point)
+    steps = [float(scale) * (1 + k / 50) for k in range(-40, 100)]
+    shifts = range(max(0, int(zero_point) - 3), min(top, int(zero_point) + 3) + 1) if signed else [0]
+    best = min(error(s, z) for s in steps for z in shifts)
+    assert found <= 1.15 * best
+
+
+def test_a_constant_input_is_no_problem() -> None:
+    scale, zero_point = best_input_scale(torch.zeros(10), 0.0, 0.0, 4, signed=True)
+    assert float(scale) > 0
+    assert zero_point == 0
+
+
+def test_calibration_alone_gives_eight_bits() -> None:
+    network, x = residual(), images(64, seed=9)
+    model = bs.prepare(network, example_inputs=x)
+    bs.calibrate(model, images(64).split(16))
+    model.eval()
+    with torch.no_grad():
+        error = (model(x) - network(x)).norm() / network(x).norm()
+    assert float(error) < 0.03
+
+
+def test_calibration_is_deterministic_and_keeps_the_mode() -> None:
+    scales = []
+    for _ in range(2):
+        model = bs.prepare(residual(), example_inputs=images()).train()
+        bs.calibrate(model, [images(16), images(16, 1)])
+        assert model.training
+        scales.append([v.clone() for v in model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*scales, strict=True))
+
+
+@pytest.mark.parametrize("batch", [images(), (images(), torch.zeros(4)), [images()], {"x": images()}])
+def test_forms_of_batches(batch: object) -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    bs.calibrate(model, [batch])
+    model(images())
+
+
+def test_a_forward_of_your_own() -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    bs.calibrate(model, [{"pixels": images()}], forward=lambda network, batch: network(batch["pixels"]))
+    model(images())
+
+
+def test_bad_batches() -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    with pytest.raises(CalibrationError, match="at least one batch"):
+        bs.calibrate(model, [])
+    x = images()
+    x[0, 0, 0, 0] = math.nan
+    with pytest.raises(CalibrationError, match="input of layer 'conv1' has NaN"):
+        bs.calibrate(model, [x])
+
+
+def test_calibrate_needs_a_prepared_model() -> None:
+    with pytest.raises(bs.BitswitchError, match="not prepared"):
+        bs.calibrate(nn.Linear(2, 2), [torch.zeros(1, 2)])
+
+
+def test_a_wrongly_unsigned_layer_is_found() -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    model.conv1.input_quantizer.signed = False
+    model.stem_bn.forward = lambda x: x  # the ReLU stays, so break it as well
+    torch_relu = torch.nn.functional.relu
+    try:
+        torch.nn.functional.relu = lambda x: x
+        with pytest.raises(CalibrationError, match="never negative, but saw -"):
+            bs.calibrate(model, [images()])
+    finally:
+        torch.nn.functional.relu = torch_relu
