@@ -88,7 +88,7 @@ def test_errors() -> None:
         Distillation(nn.Linear(3, 2)).teacher_logits(lambda m, b: m(b).sum(), torch.randn(2, 3))
     with pytest.raises(ArgumentError, match="one shape"):
         divergence(torch.zeros(2, 3), torch.zeros(2, 4))
-    with pytest.raises(ArgumentError, match="'self' or an nn.Module"):
+    with pytest.raises(ArgumentError, match=r"'self' or an nn\.Module"):
         Distillation("other")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="temperature"):
         Distillation("self", temperature=0.0)

@@ -1,0 +1,125 @@
+"""The two optimizers of Algorithm A.2 as one thing that a trainer steps, saves and loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bitswitch.errors import ConfigError
+from bitswitch.training._scales import LayerStep, ScaleRule, Scales
+from bitswitch.training.optimizers import OptimizerFactory, Rate, ScaleOptimizer, clip, flatten_state, restore_state
+
+
+class OptimizerPair:
+    """The optimizer of the weights and that of the quantization scales.
+
+    Args:
+        network: a prepared model without wrappers.
+        factory: makes the optimizer of everything but the scales.
+        lr: peak base learning rate.
+        weight_decay: given to `factory`.
+        rule: how fast scales learn.
+        max_norm: largest total norm of the weights' gradients, or None.
+
+    Raises:
+        PrepareError: a layer of the network holds stored integers.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        factory: OptimizerFactory,
+        lr: float,
+        weight_decay: float,
+        rule: ScaleRule,
+        max_norm: float | None,
+    ) -> None:
+        self.network = network
+        self.rule = rule
+        self.max_norm = max_norm
+        self.scales = Scales(network)
+        self._for_scales = ScaleOptimizer(self.scales.names)
+        named = network.named_parameters()
+        self._names = {p: name for name, p in named if p.requires_grad and p not in self.scales.names}
+        # With frozen weights, only the scales are trained.
+        self._for_weights = factory(list(self._names), lr=lr, weight_decay=weight_decay) if self._names else None
+        groups = [] if self._for_weights is None else self._for_weights.param_groups
+        # Groups that the factory gave rates of their own keep their ratio to the base rate.
+        self._factors = [group["lr"] / lr if lr else 1.0 for group in groups]
+        self._held: dict[nn.Parameter, Tensor] = {}
+
+    @property
+    def name(self) -> str | None:
+        """Class of the weights' optimizer."""
+        return None if self._for_weights is None else type(self._for_weights).__name__
+
+    def clip(self) -> Tensor | None:
+        """Limit the norm of the weights' gradients, if asked to, and return the norm that they had."""
+        return None if self.max_norm is None else clip(self._names, self.max_norm)
+
+    def update(self, lr: float, used: list[LayerStep], damping: float) -> None:
+        """Step both optimizers for one width (A.2) and clear all gradients."""
+        self._step_weights(lr)
+        self._for_scales.step(self.rule.rates(lr, used, damping, self.scales))
+        self.zero_grad()
+
+    def hold(self, used: list[LayerStep]) -> None:
+        """Put the scale gradients of one width by (A.1), apart from those of the next, which are reported as well."""
+        for layer in used:
+            gradient = layer.parameter.grad
+            assert gradient is not None
+            held = self._held.get(layer.parameter)
+            self._held[layer.parameter] = gradient.clone() if held is None else held + gradient
+            layer.parameter.grad = None
+
+    def update_held(self, lr: float) -> None:
+        """Step both optimizers with the gradients of all widths (A.1) and clear them."""
+        for parameter, gradient in self._held.items():
+            parameter.grad = gradient
+        self.clip()
+        self._step_weights(lr)
+        self._for_scales.step(Rate(parameter, lr) for parameter in self.scales.names)
+        self.zero_grad()
+
+    def _step_weights(self, lr: float) -> None:
+        if self._for_weights is not None:
+            for group, factor in zip(self._for_weights.param_groups, self._factors, strict=True):
+                group["lr"] = lr * factor
+            self._for_weights.step()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        # None and not zero: Adam would move a parameter with a zero gradient by its momentum.
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        self._held.clear()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the state as tensors and as JSON values, by names that begin with "weights/" or "scales/"."""
+        parts = {"scales/": self._for_scales.state()}
+        if self._for_weights is not None:
+            parts["weights/"] = flatten_state(self._for_weights, self._names)
+        tensors = {prefix + key: value for prefix, part in parts.items() for key, value in part[0].items()}
+        values = {prefix + key: value for prefix, part in parts.items() for key, value in part[1].items()}
+        return tensors, values
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Put back what `state` returned.
+
+        Raises:
+            CheckpointError: it belongs to other parameters.
+            ConfigError: it holds weights' moments, and the weights are frozen.
+        """
+
+        def select(prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            of_tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            return of_tensors, {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+        self._for_scales.load_state(*select("scales/"))
+        of_weights = select("weights/")
+        if self._for_weights is not None:
+            restore_state(self._for_weights, self._names, *of_weights)
+        elif any(of_weights):
+            raise ConfigError("the state holds moments of weights, but no weight of this model is trained")

@@ -1,0 +1,116 @@
+"""The quantization scales of a model, as training sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitswitch.errors import PrepareError
+from bitswitch.layers import SwitchableLayer, iter_layers
+from bitswitch.training import alrs
+from bitswitch.training.optimizers import Rate
+
+
+@dataclass(frozen=True)
+class LayerStep:
+    """A layer whose weight scale has a gradient.
+
+    Attributes:
+        name: the layer's name.
+        parameter: the learned parameter of its weight scale.
+        gradient: ∇s, the gradient of the raw scale.
+        bits: the active width.
+        eta: η of that width, Eq. (7).
+        activation: the parameters of its input quantizer, of all widths.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    gradient: Tensor
+    bits: int
+    eta: float
+    activation: tuple[nn.Parameter, ...]
+
+
+class Scales:
+    """The scale parameters of a prepared model: of weights and of activations.
+
+    Args:
+        network: a prepared model without wrappers.
+
+    Raises:
+        PrepareError: a layer holds stored integers and cannot be trained.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.layers: list[tuple[str, SwitchableLayer]] = list(iter_layers(network))
+        for name, layer in self.layers:
+            if layer.is_frozen:
+                raise PrepareError(
+                    f"layer {name!r} holds stored integers; call bitswitch.unfreeze(model) before training"
+                )
+        self.activation: dict[str, tuple[nn.Parameter, ...]] = {
+            name: () if layer.input_quantizer is None else tuple(layer.input_quantizer.parameters())
+            for name, layer in self.layers
+        }
+        own = [parameter for _, layer in self.layers for parameter in layer.weight_quantizer.parameters()]
+        own += [parameter for parameters in self.activation.values() for parameter in parameters]
+        members = set(own)
+        names = network.named_parameters()
+        self.names: dict[nn.Parameter, str] = {p: name for name, p in names if p in members and p.requires_grad}
+
+    def in_use(self) -> list[LayerStep]:
+        """Return the layers whose weight scale has received a gradient, at their active widths.
+
+        Layers that share a scale are one entry, with the lowest of their widths: its gradient dominates.
+        """
+        found: dict[nn.Parameter, LayerStep] = {}
+        for name, layer in self.layers:
+            scale = layer.weight_quantizer.scale_for(layer.bits)
+            known = found.get(scale.parameter)
+            gradient = scale.raw_grad() if known is None else known.gradient
+            if gradient is None or (known is not None and known.bits <= layer.bits):
+                continue
+            eta = alrs.eta(layer.stored_bits, layer.bits)
+            found[scale.parameter] = LayerStep(name, scale.parameter, gradient, layer.bits, eta, self.activation[name])
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """How fast scales learn, see `JointTrainer`."""
+
+    form: alrs.Form | None
+    activations_too: bool
+    separate: bool
+
+    def rate(self, lr: float, eta: float, damping: float) -> float:
+        """Return λ_b of Eq. (6), or the base rate if ALRS is off."""
+        return lr if self.form is None else alrs.scaled(lr, eta, damping, self.form)
+
+    def rates(self, lr: float, used: list[LayerStep], damping: float, scales: Scales) -> list[Rate]:
+        """Return the rate of every scale parameter that may move in this step."""
+        chosen: dict[nn.Parameter, Rate] = {}
+        for layer in used:
+            own = self.rate(lr, layer.eta, damping)
+            chosen[layer.parameter] = Rate(layer.parameter, own, str(layer.bits) if self.separate else "shared")
+            for parameter in layer.activation:
+                chosen[parameter] = Rate(parameter, own if self.activations_too else lr)
+        # Layers outside `used` share a scale with one inside it; their own activation scales learn as well.
+        for parameters in scales.activation.values():
+            for parameter in parameters:
+                chosen.setdefault(parameter, Rate(parameter, lr))
+        return list(chosen.values())
+
+
+def maxima_of(used: list[LayerStep]) -> Tensor:
+    """Return max|∇s^i| of every layer, shape (L,)."""
+    return alrs.largest([layer.gradient for layer in used])
+
+
+def first_bad(used: list[LayerStep], maxima: Tensor) -> str | None:
+    """Return the name of the first layer whose scale gradient is not finite."""
+    bad = torch.nonzero(~maxima.isfinite()).flatten().tolist()
+    return used[bad[0]].name if bad else None

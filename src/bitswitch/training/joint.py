@@ -1,0 +1,279 @@
+"""Joint training of all widths of one network: Algorithms A.1 and A.2 of arXiv:2502.01199."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bitswitch.errors import ArgumentError, CheckpointError, ConfigError, DivergenceError
+from bitswitch.layers.table import state_of, unwrap
+from bitswitch.precision import Precision, validate_widths
+from bitswitch.switching import switch
+from bitswitch.training import alrs as alrs_rules
+from bitswitch.training import losses
+from bitswitch.training import schedule as schedules
+from bitswitch.training._modes import preserved
+from bitswitch.training._pair import OptimizerPair
+from bitswitch.training._scales import ScaleRule, first_bad, maxima_of
+from bitswitch.training.diagnose import find_non_finite
+from bitswitch.training.distill import Distillation
+from bitswitch.training.distributed import rank, sum_over_processes, world_size
+from bitswitch.training.optimizers import MOMENTS, Moments, OptimizerFactory, adam, non_negative
+from bitswitch.training.samplers import Sampler, StatefulSampler, Uniform
+from bitswitch.training.steps import StepResult, WidthResult
+
+Algorithm = Literal["per-width", "accumulate"]
+Scope = Literal["weight", "weight+activation"]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one width's forward and backward pass leaves behind, still on the device."""
+
+    precision: Precision
+    loss: Tensor
+    task: Tensor
+    distance: Tensor | None
+    logits: Tensor | None
+
+
+class JointTrainer:
+    """Trains all widths of a prepared model together, one call of `step` a mini-batch.
+
+    Algorithm A.2 ("per-width"): for every width, from high to low, forward, backward, and a step of two optimizers: of
+    the weights at the base rate λ, with weight decay, and of the quantization scales at the rate λ_b of Adaptive
+    Learning Rate Scaling, without. Algorithm A.1 ("accumulate"), the conventional one: gradients of all widths are
+    added up, then there is one step; a rate of each width does not exist there, so it takes alrs=None.
+
+    A parameter that belongs to one width, such as its BatchNorm or its activation scales, has no gradient while another
+    width trains and is not moved then, not even by its momentum.
+
+    Args:
+        model: a prepared and calibrated model; may be wrapped by `distributed.wrap_ddp` or torch.compile.
+        loss_fn: "cross_entropy", or a function (model, batch) → loss or (loss, logits).
+        lr: peak base learning rate λ.
+        total_steps: number of mini-batches of the whole training, for the schedule.
+        bits: the widths to train; all that the model was prepared for by default.
+        algorithm: "per-width" (A.2) or "accumulate" (A.1).
+        alrs: form of Eq. (6), "factor" or "printed" (see `alrs.scaled`); None trains the scales at λ.
+        alrs_scope: whether λ_b is for the weight scales, where widths compete, or for activation scales too. Either way
+            λ_b comes from the gradients of the weight scales.
+        moments: Adam's moments of a weight scale: "shared" by all widths, or "separate" for each.
+        weight_decay: of everything but the scales.
+        optimizer: makes the weights' optimizer, called as optimizer(parameters, lr=…, weight_decay=…); Adam by default.
+            The scales always have Adam.
+        distill: a teacher, see `Distillation`; loss_fn must then return logits.
+        clip_grad_norm: largest total norm of the weights' gradients; scales are not clipped.
+        autocast: type for torch.autocast in the forward pass, such as torch.bfloat16; losses are float32.
+        schedule: "cosine" (to 0, no warm-up), "constant", or a function (step, total_steps) → factor of λ.
+        sampler: draws a precision for every width's turn; uniform widths by default.
+
+    Raises:
+        PrepareError: the model is not prepared, or holds stored integers.
+        PrecisionError: a width was not prepared.
+        ConfigError, ArgumentError: an argument is invalid.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: losses.LossFn | Literal["cross_entropy"],
+        *,
+        lr: float = 5e-4,
+        total_steps: int,
+        bits: Collection[int] | None = None,
+        algorithm: Algorithm = "per-width",
+        alrs: alrs_rules.Form | None = "factor",
+        alrs_scope: Scope = "weight",
+        moments: Moments = "shared",
+        weight_decay: float = 5e-5,
+        optimizer: OptimizerFactory = adam,
+        distill: Distillation | None = None,
+        clip_grad_norm: float | None = None,
+        autocast: torch.dtype | None = None,
+        schedule: schedules.ScheduleLike = "cosine",
+        sampler: Sampler | None = None,
+    ) -> None:
+        _check_choices(algorithm, alrs, alrs_scope, moments)
+        if type(total_steps) is not int or total_steps < 1:
+            raise ConfigError(f"total_steps must be a positive integer; got {total_steps!r}")
+        if distill is not None and not isinstance(distill, Distillation):
+            raise ArgumentError(f"distill must be a Distillation; got {type(distill).__name__}")
+        self.model = model
+        self.network = unwrap(model)
+        self.bits = _checked_bits(model, bits)
+        self.loss_fn = losses.resolve(loss_fn)
+        self.lr = non_negative("lr", lr)
+        self.total_steps = total_steps
+        self.num_steps = 0
+        self.distill = distill
+        self.autocast = autocast
+        self.schedule = schedules.resolve(schedule)
+        self.sampler: Sampler = Uniform() if sampler is None else sampler
+        self._accumulate = algorithm == "accumulate"
+        self._rule = ScaleRule(alrs, alrs_scope == "weight+activation", moments == "separate")
+        max_norm = None if clip_grad_norm is None else non_negative("clip_grad_norm", clip_grad_norm)
+        decay = non_negative("weight_decay", weight_decay)
+        self._pair = OptimizerPair(self.network, optimizer, self.lr, decay, self._rule, max_norm)
+        choices = {"algorithm": algorithm, "alrs": alrs, "alrs_scope": alrs_scope, "moments": moments}
+        self._settings = {**choices, "bits": list(self.bits), "optimizer": self._pair.name}
+
+    @property
+    def learning_rate(self) -> float:
+        """The base learning rate λ of the next step."""
+        return self.lr * self.schedule(self.num_steps, self.total_steps)
+
+    def step(self, batch: Any) -> StepResult:
+        """Train every width on one mini-batch.
+
+        The model runs in training mode; afterwards its modules have the modes, and it has the precision, that they had.
+
+        Args:
+            batch: what `loss_fn` takes.
+
+        Raises:
+            DivergenceError: a loss, or the gradient of a weight scale, is NaN or infinite. Nothing has been updated
+                with it, though the widths above have finished their steps, and BatchNorm has seen the batch.
+        """
+        lr = self.learning_rate
+        results: dict[int, WidthResult] = {}
+        with preserved(self.model, training=True):
+            try:
+                self._pair.zero_grad()
+                teacher = self._float_teacher(batch)
+                for bits in self.bits:
+                    done = self._forward_backward(bits, batch, teacher)
+                    results[bits] = self._finish(bits, lr, batch, done)
+                    if teacher is None and self.distill is not None:
+                        teacher = done.logits
+                if self._accumulate:
+                    self._pair.update_held(lr)
+            finally:
+                self._pair.zero_grad()
+        self.num_steps += 1
+        return StepResult(self.num_steps - 1, lr, results)
+
+    def _autocast_context(self) -> torch.autocast:
+        return torch.autocast(losses.device_of(self.network).type, self.autocast, enabled=self.autocast is not None)
+
+    def _float_teacher(self, batch: Any) -> Tensor | None:
+        if self.distill is None:
+            return None
+        with self._autocast_context():
+            return self.distill.teacher_logits(self.loss_fn, batch)
+
+    def _forward_backward(self, bits: int, batch: Any, teacher: Tensor | None) -> _Pass:
+        layers = state_of(self.network).table.available
+        precision = self.sampler.sample(step=self.num_steps, total_steps=self.total_steps, bits=bits, layers=layers)
+        switch(self.network, precision)
+        with self._autocast_context():
+            task, logits = losses.evaluate_loss(self.loss_fn, self.model, batch)
+        total, distance = task, None
+        if self.distill is not None:
+            total, distance = self.distill.combine(task, logits, teacher)
+        total.backward()
+        distance, logits = (None if t is None else t.detach() for t in (distance, logits))
+        return _Pass(precision, total.detach(), task.detach(), distance, logits)
+
+    def _finish(self, bits: int, lr: float, batch: Any, done: _Pass) -> WidthResult:
+        """Check what a width has computed, step the optimizers (A.2) or put its gradients by (A.1), and report."""
+        used = self._pair.scales.in_use()
+        maxima = maxima_of(used)
+        norm = None if self._accumulate else self._pair.clip()
+        # The only time that a width waits for the device: an update with a loss that is not finite cannot be undone.
+        values = self._read(done.loss, done.task, alrs_rules.damping(maxima), maxima.mean(), done.distance, norm)
+        if not all(map(math.isfinite, values)):
+            raise self._divergence(done.precision, batch, values[0], first_bad(used, maxima))
+        loss, task, damping, gradient, *rest = values
+        if self._accumulate:
+            self._pair.hold(used)
+        else:
+            self._pair.update(lr, used, damping)
+        rate = self._rule.rate(lr, alrs_rules.eta(state_of(self.network).bits[0], bits), damping)
+        distance = None if done.distance is None else rest.pop(0)
+        norm_before = rest.pop(0) if rest else None
+        scaled = gradient * rate / lr if lr else 0.0
+        return WidthResult(done.precision, loss, task, distance, gradient, scaled, rate, norm_before)
+
+    def _read(self, *values: Tensor | None) -> list[float]:
+        """Return the scalars that exist as numbers, in one transfer; over many processes, their means."""
+        present = torch.stack([value.float() for value in values if value is not None])
+        if isinstance(self.model, DistributedDataParallel):
+            present = sum_over_processes(present) / world_size()
+        return present.tolist()
+
+    def _divergence(self, precision: Precision, batch: Any, loss: float, bad_layer: str | None) -> DivergenceError:
+        process = f", process {rank()}" if world_size() > 1 else ""
+        where = f"at step {self.num_steps}, precision {precision}{process}"
+        if math.isfinite(loss):
+            layer = "the weights" if bad_layer is None else f"the weight scale of layer {bad_layer!r}"
+            return DivergenceError(f"the loss is finite but the gradient of {layer} is not, {where}")
+
+        def forward() -> None:
+            with self._autocast_context():
+                losses.evaluate_loss(self.loss_fn, self.network, batch)
+
+        return DivergenceError(f"the loss became {loss} {where}: {find_non_finite(self.network, forward)}")
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of both optimizers by name; with `state_meta`, all that an exact resume needs."""
+        return self._pair.state()[0]
+
+    def state_meta(self) -> dict[str, Any]:
+        """Return the rest of the trainer's state as JSON values. The model's own state is the model's to keep."""
+        meta = {"version": 1, "step": self.num_steps, "settings": self._settings, "values": self._pair.state()[1]}
+        if isinstance(self.sampler, StatefulSampler):
+            meta["sampler"] = self.sampler.state_dict()
+        return meta
+
+    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Continue where `state_tensors` and `state_meta` were taken; the model must have its state of then.
+
+        Raises:
+            CheckpointError: the state is of another form, of other settings, or of another model.
+        """
+        if set(meta) - {"sampler"} != {"version", "step", "settings", "values"} or meta["version"] != 1:
+            raise CheckpointError(f"this is not a state of a trainer; it has the fields {sorted(meta)}")
+        if type(meta["step"]) is not int or meta["step"] < 0 or not isinstance(meta["values"], Mapping):
+            raise CheckpointError(f"the state of a trainer has a malformed step or values: step={meta['step']!r}")
+        if meta["settings"] != self._settings:
+            raise CheckpointError(f"the state is of a trainer with {meta['settings']}; this one has {self._settings}")
+        self._pair.load_state(tensors, meta["values"])
+        if isinstance(self.sampler, StatefulSampler) and "sampler" in meta:
+            self.sampler.load_state_dict(meta["sampler"])
+        self.num_steps = meta["step"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"tensors": `state_tensors`, "meta": `state_meta`}."""
+        return {"tensors": self.state_tensors(), "meta": self.state_meta()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken, see `load_state`."""
+        self.load_state(state["tensors"], state["meta"])
+
+
+def _checked_bits(model: nn.Module, bits: Collection[int] | None) -> tuple[int, ...]:
+    state = state_of(model)
+    widths = state.bits if bits is None else validate_widths(bits)
+    for width in widths:
+        Precision.of(width).resolve(state.table.available)
+    return widths
+
+
+def _check_choices(algorithm: object, alrs: object, alrs_scope: object, moments: object) -> None:
+    for name, value, allowed in (
+        ("algorithm", algorithm, get_args(Algorithm)),
+        ("alrs", alrs, (*alrs_rules.FORMS, None)),
+        ("alrs_scope", alrs_scope, get_args(Scope)),
+        ("moments", moments, MOMENTS),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name} must be one of {allowed}; got {value!r}")
+    if algorithm == "accumulate" and (alrs is not None or moments != "shared"):
+        raise ConfigError("algorithm='accumulate' takes one step for all widths: use alrs=None and moments='shared'")

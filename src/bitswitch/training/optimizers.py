@@ -1,0 +1,160 @@
+"""The two optimizers of Algorithm A.2, arXiv:2502.01199: one of the weights, one of the quantization scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from bitswitch.errors import CheckpointError, ConfigError
+
+Moments = Literal["shared", "separate"]
+MOMENTS: tuple[Moments, ...] = get_args(Moments)
+OptimizerFactory = Callable[..., Optimizer]
+
+_FUSED_DEVICES = ("cpu", "cuda")
+
+
+def adam(params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> Adam:
+    """Return Adam, as one fused kernel for all parameters where PyTorch has it."""
+    params = list(params)
+    fused = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in params)
+    return Adam(params, lr=lr, weight_decay=weight_decay, fused=fused)
+
+
+class Rate(NamedTuple):
+    """The learning rate of one scale parameter in one step, and whose moments it uses: a width's, or shared ones."""
+
+    parameter: nn.Parameter
+    lr: float
+    moments: str = "shared"
+
+
+class ScaleOptimizer:
+    """Adam without weight decay for quantization scales, whose learning rates differ from step to step and by layer.
+
+    With shared moments, as Algorithm A.2 is printed, one running mean and variance of a scale's gradient serves every
+    width, so that the step of one width carries the memory of the others. With separate moments every width has an Adam
+    state of its own for the shared scales.
+
+    Args:
+        names: every scale parameter with its name in the model.
+    """
+
+    def __init__(self, names: Mapping[nn.Parameter, str]) -> None:
+        self._names = dict(names)
+        self._optimizers: dict[str, Adam] = {}
+
+    def _optimizer(self, moments: str) -> Adam:
+        if moments not in self._optimizers:
+            self._optimizers[moments] = adam(self._names, lr=0.0)
+        return self._optimizers[moments]
+
+    def step(self, rates: Iterable[Rate]) -> None:
+        """Move the parameters given, each at its rate; those without a gradient stay exactly where they are."""
+        groups: dict[str, dict[float, list[nn.Parameter]]] = {}
+        for parameter, lr, moments in rates:
+            if parameter.grad is not None:
+                groups.setdefault(moments, {}).setdefault(lr, []).append(parameter)
+        for moments, by_rate in groups.items():
+            self._set_groups(self._optimizer(moments), by_rate).step()
+
+    def _set_groups(self, optimizer: Adam, by_rate: Mapping[float, list[nn.Parameter]]) -> Adam:
+        # The state of Adam belongs to parameters, not to groups: who is in which group may change at every step.
+        options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        optimizer.param_groups = [{**options, "params": params, "lr": lr} for lr, params in by_rate.items()]
+        return optimizer
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the moments as tensors and JSON values, by names of the form "width/parameter/moment"."""
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
+        for moments, optimizer in self._optimizers.items():
+            found = flatten_state(optimizer, self._names, f"{moments}/")
+            tensors.update(found[0])
+            values.update(found[1])
+        return tensors, values
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Restore what `state` returned.
+
+        Raises:
+            CheckpointError: it belongs to other parameters.
+        """
+        self._optimizers.clear()
+        for moments in sorted({key.partition("/")[0] for key in (*tensors, *values)}):
+            prefix = f"{moments}/"
+            own = ({k: v for k, v in part.items() if k.startswith(prefix)} for part in (tensors, values))
+            restore_state(self._optimizer(moments), self._names, *own, prefix=prefix)
+
+
+def flatten_state(
+    optimizer: Optimizer, names: Mapping[nn.Parameter, str], prefix: str = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an optimizer's state as tensors and as JSON values, both by "prefix + parameter name/key".
+
+    Raises:
+        ConfigError: a state value is neither a tensor nor a plain value.
+    """
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for parameter, state in optimizer.state.items():
+        assert isinstance(parameter, nn.Parameter)
+        for key, value in state.items():
+            name = f"{prefix}{names[parameter]}/{key}"
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            elif value is None or isinstance(value, (bool, int, float, str)):
+                values[name] = value
+            else:
+                raise ConfigError(f"the optimizer state {name!r} is a {type(value).__name__}, which cannot be stored")
+    return tensors, values
+
+
+def restore_state(
+    optimizer: Optimizer,
+    names: Mapping[nn.Parameter, str],
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    prefix: str = "",
+) -> None:
+    """Put back what `flatten_state` returned.
+
+    Raises:
+        CheckpointError: a parameter is unknown, or a tensor does not have its shape.
+    """
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    index = {names[parameter]: (i, parameter) for i, parameter in enumerate(ordered)}
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in (*tensors.items(), *values.items()):
+        parameter_name, _, key = name.removeprefix(prefix).rpartition("/")
+        if parameter_name not in index:
+            raise CheckpointError(f"the optimizer state {name!r} belongs to a parameter that this model does not train")
+        i, parameter = index[parameter_name]
+        if isinstance(value, Tensor):
+            if value.dim() and value.shape != parameter.shape:
+                found, expected = tuple(value.shape), tuple(parameter.shape)
+                raise CheckpointError(f"the optimizer state {name!r} has the shape {found}; expected {expected}")
+            value = value.detach().clone()
+        state.setdefault(i, {})[key] = value
+    # PyTorch's own loader knows which values must be on which device and of which type.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def non_negative(name: str, value: float) -> float:
+    """Return `value`.
+
+    Raises:
+        ConfigError: it is negative or not finite.
+    """
+    if not 0.0 <= value < float("inf"):
+        raise ConfigError(f"{name} must be a finite number and not negative; got {value}")
+    return value
+
+
+def clip(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients down to a total norm of at most `max_norm` and return the norm that they had, float32 scalar."""
+    return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm).float()
