@@ -15,7 +15,8 @@ MAX_DOCUMENT_BYTES = 4 << 20
 # What parsing can cost: a value takes up to about 100 bytes of memory, however few it takes in the file.
 MAX_JSON_VALUES = 250_000
 MAX_JSON_DEPTH = 64
-MAX_JSON_DIGITS = 18
+# Enough for the 128-bit state of a random number generator.
+MAX_JSON_DIGITS = 40
 
 _SEAL_START = b'{"sha256":"'
 _SEAL_END = b'",'
@@ -118,14 +119,14 @@ def _check_structure(raw: bytes, where: str) -> None:
         elif token in b"[{":
             depth += 1
             values += 1
-            if depth > MAX_JSON_DEPTH:
-                raise CheckpointError(f"{where}: expected JSON nested at most {MAX_JSON_DEPTH} deep")
         elif token in b"]}":
             depth -= 1
         else:
             values += 1
-    if values > MAX_JSON_VALUES:
-        raise CheckpointError(f"{where}: expected at most {MAX_JSON_VALUES} JSON values, found {values}")
+        if depth > MAX_JSON_DEPTH:
+            raise CheckpointError(f"{where}: expected JSON nested at most {MAX_JSON_DEPTH} deep")
+        if values > MAX_JSON_VALUES:
+            raise CheckpointError(f"{where}: expected JSON with at most {MAX_JSON_VALUES} values")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,12 +139,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bounded_int(text: str) -> int:
-    if len(text) > MAX_JSON_DIGITS:
+    if len(text.lstrip("-")) > MAX_JSON_DIGITS:
         raise ValueError(f"the number {text[:24]}… has more than {MAX_JSON_DIGITS} digits")
     return int(text)
 
 
 def _finite_float(text: str) -> float:
+    if len(text) > MAX_JSON_DIGITS:
+        raise ValueError(f"the number {text[:24]}… has more than {MAX_JSON_DIGITS} characters")
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise ValueError(f"the number {text[:24]} is infinite")

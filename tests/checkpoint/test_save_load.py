@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bitswitch as bs
+from bitswitch import checkpoint
+from bitswitch.errors import (
+    ArgumentError,
+    CalibrationError,
+    CheckpointError,
+    MissingPlanesError,
+    PrecisionError,
+    PrepareError,
+    UnknownLayerError,
+)
+from bitswitch.layers import iter_layers
+from bitswitch.layers.table import state_of
+
+Make = Callable[..., nn.Module]
+MIXED = bs.Precision.of({"grouped": 8, "up": 2, "a": 6}, default=4)
+
+
+def assert_same(model: nn.Module, loaded: nn.Module, x: Tensor, precisions: tuple = (8, 6, 4, 2, MIXED)) -> None:
+    for precision in precisions:
+        bs.switch(model, precision)
+        bs.switch(loaded, precision)
+        layers = dict(iter_layers(loaded))
+        for name, layer in iter_layers(model):
+            assert layers[name].bits == layer.bits
+            assert torch.equal(layers[name].weight_codes(), layer.weight_codes())
+            assert torch.equal(layers[name].quantized_weight(), layer.quantized_weight())
+        assert torch.equal(model(x), loaded(x))
+
+
+OPTIONS = [
+    {},
+    {"granularity": "channel"},
+    {"granularity": {"a": "group", "*": "tensor"}, "group_size": 3},
+    {"first_last": 8},
+    {"scale_parametrization": "raw"},
+    {"activations": False},
+    {"shared": False},
+    {"bits": (4, 3, 2)},
+    {"bits": (8,)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_saved_and_loaded_is_bit_identical(options: dict, tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
+    model = trained(**options)
+    bits = options.get("bits", (8, 6, 4, 2))
+    checkpoint.save(model, tmp_path)
+    checkpoint.verify(tmp_path)
+    into = net()
+    before = {name: tensor.clone() for name, tensor in into.state_dict().items()}
+    loaded = checkpoint.load(tmp_path, into=into, bits=bits[-1])
+    assert type(loaded) is type(into) and not loaded.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in into.state_dict().items())
+    mixed = (MIXED,) if bits == (8, 6, 4, 2) else ()
+    assert_same(model, loaded, x, (*bits[::-1], *mixed))
+    if options.get("shared", True):
+        assert all(layer.is_frozen for _, layer in iter_layers(loaded))
+        assert loaded.c.codes is loaded.b.codes
+    assert state_of(loaded).table.to_json() == state_of(model).table.to_json()
+    assert state_of(loaded).options == state_of(model).options
+
+
+def test_unfrozen_outputs_are_the_same_and_train(tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
+    model = trained()
+    checkpoint.save(model, tmp_path)
+    loaded = checkpoint.load(tmp_path, into=net(), bits=4)
+    with pytest.raises(PrepareError, match="8 bits first"):
+        bs.unfreeze(loaded)
+    bs.switch(loaded, 8)
+    bs.unfreeze(loaded)
+    assert loaded.c.weight is loaded.b.weight
+    assert_same(model, loaded, x)
+    loaded(x).sum().backward()
+    assert loaded.b.weight.grad is not None
+    checkpoint.save(loaded, tmp_path / "again")
+    assert_same(model, checkpoint.load(tmp_path / "again", into=net()), x)
+
+
+def test_saving_is_deterministic_and_a_loaded_model_saves_the_same_files(
+    tmp_path: Path, trained: Make, net: Make
+) -> None:
+    model = trained()
+    for name in ("one", "two"):
+        checkpoint.save(model, tmp_path / name, architecture={"name": "net"})
+    loaded = checkpoint.load(tmp_path / "one", into=net())
+    checkpoint.save(loaded, tmp_path / "three", architecture={"name": "net"})
+    contents = [{p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two", "three")]
+    assert contents[0] == contents[1] == contents[2]
+    assert len(contents[0]) == 10
+
+
+def test_only_the_planes_that_are_needed_are_read(tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
+    model = trained()
+    checkpoint.save(model, tmp_path)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    files = {i: next(tmp_path.glob(f"plane-{i}-*")) for i in (5, 6, 7)}
+    for path in files.values():
+        path.rename(aside / path.name)
+    loaded = checkpoint.load(tmp_path, into=net(), bits=4)
+    assert {layer.num_planes for _, layer in iter_layers(loaded)} == {5}
+    assert_same(model, loaded, x, (4, 2, 4))
+    info = checkpoint.read_info(tmp_path)
+    assert info.bits_available == checkpoint.checkpoint_bits_available(tmp_path) == (4, 2)
+    assert info.planes_missing == (5, 6, 7)
+    assert set(info.missing) == {path.name for path in files.values()}
+
+    with pytest.raises(MissingPlanesError) as caught:
+        checkpoint.load(tmp_path, into=net(), bits=6)
+    assert files[5].name in str(caught.value) and files[6].name in str(caught.value)
+    assert files[7].name not in str(caught.value)
+
+    before = {name: layer.codes.clone() for name, layer in iter_layers(loaded)}
+    for precision in (8, bs.Precision.of({"a": 6}, default=4)):
+        with pytest.raises(MissingPlanesError, match=r"plane-5-\w{16}\.safetensors"):
+            bs.switch(loaded, precision)
+        assert all(torch.equal(before[n], layer.codes) and layer.bits == 4 for n, layer in iter_layers(loaded))
+        assert {layer.num_planes for _, layer in iter_layers(loaded)} == {5}
+
+    for path in files.values():
+        (aside / path.name).rename(path)
+    bs.switch(loaded, {"a": 6}, default=4)
+    assert {n: layer.num_planes for n, layer in iter_layers(loaded)} == {"grouped": 5, "up": 5, "a": 7, "b": 5, "c": 5}
+    assert_same(model, loaded, x)
+
+
+def test_a_damaged_plane_stops_a_switch_and_changes_nothing(
+    tmp_path: Path, trained: Make, net: Make, x: Tensor
+) -> None:
+    model = trained()
+    checkpoint.save(model, tmp_path)
+    loaded = checkpoint.load(tmp_path, into=net(), bits=4)
+    path = next(tmp_path.glob("plane-7-*"))
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="plane-7.*altered"):
+        bs.switch(loaded, 8)
+    assert {(layer.bits, layer.num_planes) for _, layer in iter_layers(loaded)} == {(4, 5)}
+    bs.switch(loaded, 6)
+    assert_same(model, loaded, x, (6, 4, 2))
+
+
+def test_planes_of_another_checkpoint_are_never_mixed_in(tmp_path: Path, trained: Make, net: Make) -> None:
+    model = trained()
+    checkpoint.save(model, tmp_path)
+    loaded = checkpoint.load(tmp_path, into=net(), bits=2)
+    with torch.no_grad():
+        for _, layer in iter_layers(model):
+            layer.weight.add_(torch.randn_like(layer.weight) * 0.1)
+    checkpoint.save(model, tmp_path)
+    with pytest.raises(MissingPlanesError, match="plane-3"):
+        bs.switch(loaded, 8)
+
+
+def test_pinned_layers_do_not_need_the_low_planes(tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
+    model = trained(first_last=8)
+    checkpoint.save(model, tmp_path)
+    for i in (5, 6, 7):
+        next(tmp_path.glob(f"plane-{i}-*")).unlink()
+    assert_same(model, checkpoint.load(tmp_path, into=net(), bits=4), x, (4, 2))
+    assert checkpoint.checkpoint_bits_available(tmp_path) == (4, 2)
+
+
+class TestSubNets:
+    def test_a_layer_is_left_out_of_the_planes_that_it_does_not_need(
+        self, tmp_path: Path, trained: Make, net: Make, x: Tensor
+    ) -> None:
+        model = trained()
+        precision = bs.Precision.of({"grouped": 4, "up": 2}, default=6)
+        checkpoint.save(model, tmp_path, precision=precision)
+        config = checkpoint.verify(tmp_path)
+        assert {n: w.planes for n, w in config.weights.items()} == {"grouped": 5, "up": 3, "a": 7, "b": 7}
+        assert len(config.planes) == 7
+        loaded = checkpoint.load(tmp_path, into=net())
+        assert state_of(loaded).precision == precision
+        assert_same(model, loaded, x, (precision, 2, precision))
+        assert checkpoint.checkpoint_bits_available(tmp_path) == (2,)
+        with pytest.raises(MissingPlanesError, match=r"'grouped' needs 7 .* saved with 5"):
+            bs.switch(loaded, 6)
+        with pytest.raises(MissingPlanesError, match="saved with"):
+            checkpoint.load(tmp_path, into=net(), bits=8)
+
+    def test_tied_layers_keep_what_either_needs(self, tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
+        model = trained()
+        precision = bs.Precision.of({"b": 2, "c": 6}, default=4)
+        checkpoint.save(model, tmp_path, precision=precision)
+        assert_same(model, checkpoint.load(tmp_path, into=net()), x, (precision,))
+
+    def test_a_partly_opened_model_keeps_what_it_has(self, tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
+        model = trained()
+        checkpoint.save(model, tmp_path / "full")
+        part = checkpoint.load(tmp_path / "full", into=net(), bits=4)
+        checkpoint.save(part, tmp_path / "part")
+        assert len(list((tmp_path / "part").glob("plane-*"))) == 5
+        assert_same(model, checkpoint.load(tmp_path / "part", into=net()), x, (4, 2))
+        with pytest.raises(MissingPlanesError, match="needs 8 bit planes"):
+            checkpoint.save(part, tmp_path / "more", precision=8)
+        assert not (tmp_path / "more").exists()
+
+    def test_the_planes_it_came_from_are_not_deleted(self, tmp_path: Path, trained: Make, net: Make) -> None:
+        model = trained()
+        checkpoint.save(model, tmp_path)
+        before = sorted(path.name for path in tmp_path.iterdir())
+        part = checkpoint.load(tmp_path, into=net(), bits=4)
+        with pytest.raises(CheckpointError, match="would delete the others"):
+            checkpoint.save(part, tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        bs.switch(part, 8)
+        checkpoint.save(part, tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda n: setattr(n, "a", nn.Linear(6, 10, bias=False)), "nothing needs: 'a.bias'"),
+            (lambda n: setattr(n, "a", nn.Linear(7, 10)), "'a' has a weight of shape"),
+            (lambda n: setattr(n, "a", nn.Conv1d(6, 10, 1)), "'a' is a Conv1d, not a Linear"),
+            (lambda n: delattr(n, "up"), "no layer 'up'"),
+            (lambda n: setattr(n, "bn", nn.BatchNorm2d(8, affine=False)), "nothing needs: 'bn.norms.2.bias'"),
+            (lambda n: setattr(n, "bn", nn.BatchNorm2d(9)), r"'bn.*'"),
+            (lambda n: setattr(n, "head", n.head.double()), r"'head\.(weight|bias)': expected torch.float64"),
+            (lambda n: n.register_buffer("more", torch.zeros(2)), "lacks tensors that it must have: 'more'"),
+            (lambda n: setattr(n.c, "weight", nn.Parameter(n.c.weight.clone())), "'c' does not share its weight"),
+            (lambda n: setattr(n, "up", nn.ConvTranspose2d(12, 2, 3)), "out-first shape"),
+        ],
+        ids=["bias", "width", "class", "absent", "affine", "norm", "dtype", "extra", "untied", "transposed"],
+    )
+    def test_another_architecture(
+        self, change: Callable, message: str, tmp_path: Path, trained: Make, net: Make
+    ) -> None:
+        checkpoint.save(trained(), tmp_path)
+        into = net()
+        change(into)
+        state = copy.deepcopy(into.state_dict())
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.load(tmp_path, into=into)
+        assert all(torch.equal(state[name], tensor) for name, tensor in into.state_dict().items())
+        assert not any(True for _ in iter_layers(into))
+
+    def test_arguments(self, tmp_path: Path, trained: Make, net: Make) -> None:
+        model = trained()
+        checkpoint.save(model, tmp_path)
+        with pytest.raises(ArgumentError, match="into="):
+            checkpoint.load(tmp_path, into=net)  # the class, not a model
+        with pytest.raises(PrepareError, match="prepared"):
+            checkpoint.load(tmp_path, into=model)
+        with pytest.raises(PrecisionError, match="not prepared for 3 bits"):
+            checkpoint.load(tmp_path, into=net(), bits=3)
+        with pytest.raises(UnknownLayerError, match="no quantized layer"):
+            checkpoint.load(tmp_path, into=net(), bits={"stem": 8})
+        with pytest.raises(CheckpointError, match=r"config\.json: expected a file, found none"):
+            checkpoint.load(tmp_path / "nowhere", into=net())
+        for architecture in ({1, 2}, float("nan"), {"a": object()}):
+            with pytest.raises(ArgumentError, match="JSON"):
+                checkpoint.save(model, tmp_path, architecture=architecture)
+
+    def test_models_that_cannot_be_saved(self, tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
+        with pytest.raises(PrepareError, match="not prepared"):
+            checkpoint.save(net(), tmp_path / "a")
+        with pytest.raises(CalibrationError, match="no scales yet"):
+            checkpoint.save(bs.prepare(net(), example_inputs=x), tmp_path / "a")
+        for attribute, message in (("a.weight", "layer 'a' has NaN"), ("head.bias", "'head.bias': contains NaN")):
+            model = trained()
+            with torch.no_grad():
+                model.get_parameter(attribute).flatten()[0] = float("nan")
+            with pytest.raises(CheckpointError, match=message):
+                checkpoint.save(model, tmp_path / "a")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(CheckpointError, match="expected a folder"):
+            checkpoint.save(trained(), tmp_path / "file")
+
+
+def test_half_precision_and_odd_state(tmp_path: Path, net: Make, x: Tensor) -> None:
+    model = bs.prepare(net(), example_inputs=x)
+    bs.calibrate(model, [x])
+    model.eval().to(torch.bfloat16)
+    checkpoint.save(model, tmp_path)
+    loaded = checkpoint.load(tmp_path, into=net().to(torch.bfloat16), bits=2)
+    for bits in (8, 2):
+        bs.switch(model, bits)
+        bs.switch(loaded, bits)
+        assert torch.equal(model(x.bfloat16()), loaded(x.bfloat16()))
+
+
+def test_links_to_regular_files_are_followed(tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
+    model = trained()
+    checkpoint.save(model, tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(os.path.join("..", "blobs", path.name))
+    assert_same(model, checkpoint.load(tmp_path / "snapshot", into=net()), x)
+
+
+def test_no_descriptor_stays_open(tmp_path: Path, trained: Make, net: Make) -> None:
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        pytest.skip("needs /proc")
+    checkpoint.save(trained(), tmp_path)
+    checkpoint.load(tmp_path, into=net(), bits=4)
+    before = len(list(folder.iterdir()))
+    for _ in range(3):
+        loaded = checkpoint.load(tmp_path, into=net(), bits=4)
+        bs.switch(loaded, 8)
+        checkpoint.save(loaded, tmp_path)
+        with pytest.raises(PrecisionError):
+            checkpoint.load(tmp_path, into=net(), bits=5)
+    next(tmp_path.glob("base-*")).write_bytes(b"")
+    with pytest.raises(CheckpointError):
+        checkpoint.load(tmp_path, into=net())
+    assert len(list(folder.iterdir())) == before
+
+
+def test_sizes(tmp_path: Path) -> None:
+    convs = [nn.Conv2d(64, 64, 3, bias=False) for _ in range(8)]
+    net = nn.Sequential(nn.Conv2d(3, 64, 1), *[m for conv in convs for m in (conv, nn.ReLU())], nn.Conv2d(64, 2, 1))
+    model = bs.prepare(net, example_inputs=torch.zeros(1, 3, 20, 20), activations=False)
+    checkpoint.save(model, tmp_path)
+    info = checkpoint.read_info(tmp_path)
+    assert info.num_weights == 8 * 64 * 64 * 9
+    stored = sum(size for name, size in info.files.items() if name.startswith("plane-"))
+    assert info.num_weights < stored < 1.02 * info.num_weights
+    ideal = {8: 8, 6: 7, 4: 5, 2: 3}
+    rest = info.files["config.json"] + info.config.base.size
+    for bits, planes in ideal.items():
+        assert info.bytes_at[bits] - rest == pytest.approx(info.num_weights * planes / 8, rel=0.02)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == info.bytes_at[8] == sum(info.files.values())
+    assert info.float_bytes == info.config.base.size + 4 * info.num_weights
