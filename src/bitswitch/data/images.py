@@ -102,24 +102,3 @@ class ImageSet:
             order = torch.randperm(len(members), generator=generator)
             chosen[members[order[: round(len(members) * fraction)]]] = True
         return self.subset(~chosen), self.subset(chosen)
-
-
-def check_classes_present(labels: Tensor, classes: tuple[str, ...], origin: str) -> None:
-    """Raise `ConfigError` if a class has no image.
-
-    Args:
-        labels: int64 (N,).
-        classes: the names of the classes.
-        origin: where the labels come from, for the message.
-
-    Raises:
-        ConfigError: a class is empty, or a label is outside the classes.
-    """
-    outside = (labels < 0) | (labels >= len(classes))
-    if outside.any():
-        row = int(outside.nonzero()[0])
-        raise ConfigError(f"{origin}, row {row}: label {int(labels[row])} is not one of {len(classes)} classes")
-    counts = torch.bincount(labels, minlength=len(classes))
-    empty = [name for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
-    if empty:
-        raise ConfigError(f"{origin} has no image of {len(empty)} of {len(classes)} classes: {', '.join(empty[:8])}")

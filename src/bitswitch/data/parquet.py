@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitswitch.data.decode import Mode, decode_images
-from bitswitch.data.images import ImageSet, check_classes_present
+from bitswitch.data.images import ImageSet
 from bitswitch.errors import ConfigError
 from bitswitch.integrations._lookup import import_optional
 
@@ -51,7 +51,7 @@ def read_parquet(
         raise ConfigError(f"the images in {', '.join(map(str, paths))} differ in size")
     all_labels = torch.cat(labels)
     names = names or tuple(str(label) for label in range(int(all_labels.max()) + 1))
-    check_classes_present(all_labels, names, ", ".join(map(str, paths)))
+    _check_classes_present(all_labels, names, ", ".join(map(str, paths)))
     return ImageSet(torch.cat(images), all_labels, names)
 
 
@@ -71,9 +71,9 @@ def _read_table(path: Path, image_column: str, label_column: str) -> Any:
         if not types.is_integer(label_type):
             raise ConfigError(f"{path}: column {label_column!r} is {label_type}, not integers")
         table = parquet.read_table(path, columns=[image_column, label_column])
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{path} is not a readable Parquet file: {error}") from error
     if table.num_rows == 0:
         raise ConfigError(f"{path} has no rows")
@@ -84,9 +84,9 @@ def _stored_classes(table: Any, label_column: str) -> list[str]:
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     try:
         names = json.loads(metadata)["info"]["features"][label_column]["names"] if metadata else []
+        return [str(name) for name in names]
     except (ValueError, KeyError, TypeError):
         return []
-    return [str(name) for name in names]
 
 
 def _images(rows: list[Any], mode: Mode, path: str, column: str) -> Tensor:
@@ -107,3 +107,10 @@ def _labels(values: list[int | None], num_classes: int, path: str) -> Tensor:
             limit = f" of {num_classes} classes" if num_classes else ""
             raise ConfigError(f"{path}, row {i}: {value} is not a label{limit}")
     return torch.tensor(values, dtype=torch.int64)
+
+
+def _check_classes_present(labels: Tensor, classes: tuple[str, ...], paths: str) -> None:
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if empty:
+        raise ConfigError(f"{paths} has no image of {len(empty)} of {len(classes)} classes: {', '.join(empty[:8])}")

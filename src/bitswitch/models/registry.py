@@ -87,11 +87,14 @@ class Architecture:
         if self.source == "timm":
             return timm_models.build(self.name, self.kwargs)
         check_name(self.name, _OWN, "bitswitch")
+        for key, value in self.kwargs.items():
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{self.name} cannot be built with {key}={value!r}; it takes positive integers")
         builder = _OWN[self.name]
         try:
             inspect.signature(builder).bind(**self.kwargs)
             return builder(**self.kwargs)
-        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        except (TypeError, RuntimeError) as error:
             raise ConfigError(f"{self.name} cannot be built with {dict(self.kwargs)}: {error}") from error
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""Loaders of images in memory: determinism, resuming, sharding, formats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bitswitch.data import CIFAR_AUGMENTATION, IMAGENET_NORMALIZATION, ImageSet, MemoryLoader, Normalization
+from bitswitch.data.loader import Batch
+from bitswitch.data.order import seeded_generator
+from bitswitch.errors import ConfigError
+
+
+def _data(n: int = 30) -> ImageSet:
+    images = torch.randint(256, (n, 3, 8, 8), dtype=torch.uint8, generator=seeded_generator(5))
+    return ImageSet(images, torch.arange(n) % 3, ("a", "b", "c"))
+
+
+def _loader(train: bool = True, batch_size: int = 6, **options: Any) -> MemoryLoader:
+    options = {"normalization": IMAGENET_NORMALIZATION, "augmentation": CIFAR_AUGMENTATION, **options}
+    return MemoryLoader(_data(), batch_size, train=train, **options)
+
+
+def _same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
+    )
+
+
+def test_batches_are_the_augmented_normalised_samples() -> None:
+    loader, data = _loader(seed=4), _data()
+    parameters = CIFAR_AUGMENTATION.draw(len(data), seeded_generator(4, 2, 1))
+    order = loader.order.samples(2)
+    for step, (images, labels) in enumerate(loader.epoch(2)):
+        for k, sample in enumerate(order[6 * step : 6 * step + 6].tolist()):
+            crop = CIFAR_AUGMENTATION.apply(data.images[sample : sample + 1], parameters[sample : sample + 1])
+            assert torch.equal(images[k], IMAGENET_NORMALIZATION(crop)[0])
+            assert labels[k] == data.labels[sample]
+    assert len(loader) == loader.steps_per_epoch == 5
+
+
+def test_the_same_whatever_came_before() -> None:
+    a, b = _loader(seed=1), _loader(seed=1)
+    list(a.epoch(0))
+    torch.rand(7)
+    assert _same(list(a.epoch(3)), list(b.epoch(3)))
+    assert not _same(list(a.epoch(3)), list(a.epoch(4)))
+    assert not _same(list(a.epoch(3)), list(_loader(seed=2).epoch(3)))
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    list(_loader().epoch(1))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("start", range(6))
+def test_resuming_in_the_middle(start: int) -> None:
+    assert _same(list(_loader().epoch(1, start)), list(_loader().epoch(1))[start:])
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_are_one_process(world_size: int) -> None:
+    ranks = [list(_loader(rank=r, world_size=world_size).epoch(2)) for r in range(world_size)]
+    joined = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*ranks, strict=True)]
+    assert _same([(x, y) for x, y in joined], list(_loader().epoch(2)))
+
+
+def test_evaluation_is_plain_complete_and_sharded_without_duplicates() -> None:
+    whole = list(_loader(train=False, batch_size=7))
+    assert [len(labels) for _, labels in whole] == [7, 7, 7, 7, 2]
+    assert torch.equal(torch.cat([x for x, _ in whole]), IMAGENET_NORMALIZATION(_data().images))
+    ranks = [list(_loader(train=False, batch_size=7, rank=r, world_size=4)) for r in range(4)]
+    assert sum(len(labels) for batches in ranks for _, labels in batches) == 30
+    assert all(len(labels) for batches in ranks for _, labels in batches)
+
+
+def test_channels_last_changes_the_layout_only() -> None:
+    for (x, _), (u, _) in zip(_loader(channels_last=True).epoch(0), _loader().epoch(0), strict=True):
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        assert u.is_contiguous()
+        assert torch.equal(x, u)
+
+
+def test_device() -> None:
+    images, labels = next(iter(_loader(device="meta")))
+    assert images.device.type == labels.device.type == "meta"
+
+
+def test_channels_must_fit_and_bad_steps_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="the normalization has 1 channels, the images 3"):
+        _loader(normalization=Normalization((0.5,), (0.5,)))
+    with pytest.raises(ConfigError, match="an epoch has 5 steps"):
+        _loader().epoch(0, 6)
