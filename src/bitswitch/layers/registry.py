@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 from torch import nn
 from torch.nn.utils import parametrize
 
+from bitswitch.layers.attention import ProjectedMultiheadAttention, why_not_attention
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.conv import (
     SwitchableConv1d,
@@ -17,6 +16,7 @@ from bitswitch.layers.conv import (
     SwitchableConvTranspose3d,
 )
 from bitswitch.layers.embedding import SwitchableEmbedding
+from bitswitch.layers.foreign import import_target, qualified_name
 from bitswitch.layers.linear import SwitchableLinear
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
 
@@ -39,16 +39,6 @@ _FOREIGN_CLASSES: dict[str, str] = {
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
 
 
-def _import(target: str) -> type:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def qualified_name(kind: type) -> str:
-    """Return the import path of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 def switchable_class(kind: type[nn.Module]) -> type[SwitchableLayer] | None:
     """Return the switchable class of a layer class, or None if there is none.
 
@@ -58,7 +48,7 @@ def switchable_class(kind: type[nn.Module]) -> type[SwitchableLayer] | None:
         return _CLASSES[kind]
     foreign = _FOREIGN_CLASSES.get(qualified_name(kind))
     if foreign is not None:
-        return _import(foreign)
+        return import_target(foreign)
     for base, switchable in _CLASSES.items():
         if issubclass(kind, base) and kind.forward is base.forward and not issubclass(kind, SwitchableLayer):
             _CLASSES[kind] = type(f"Switchable{kind.__name__}", (switchable, kind), {"__module__": __name__})
@@ -68,11 +58,17 @@ def switchable_class(kind: type[nn.Module]) -> type[SwitchableLayer] | None:
 
 def has_weight(module: nn.Module) -> bool:
     """Whether a module is of a kind whose weights one would expect to be quantized."""
+    if isinstance(module, nn.MultiheadAttention):
+        # Its projections are layers of their own once it is adapted; otherwise their weights are its own.
+        own = any(module._parameters.get(name) is not None for name in ("in_proj_weight", "q_proj_weight"))
+        return not isinstance(module, ProjectedMultiheadAttention) and (own or parametrize.is_parametrized(module))
     return isinstance(module, _WEIGHTED) or qualified_name(type(module)) in _FOREIGN_CLASSES
 
 
 def why_not(module: nn.Module) -> str | None:
     """Return why a weighted module cannot be made switchable, or None if it can."""
+    if isinstance(module, nn.MultiheadAttention):
+        return why_not_attention(module) or "it shares a projection's weight with another module"
     if parametrize.is_parametrized(module):
         return "its weight is computed by a parametrization; remove it first (torch.nn.utils.parametrize)"
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters(recurse=False)):
