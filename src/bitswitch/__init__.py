@@ -2,8 +2,23 @@
 
 from bitswitch._calibrate import calibrate
 from bitswitch._prepare import prepare, unfreeze
+from bitswitch.checkpoint import load, save
 from bitswitch.errors import BitswitchError
 from bitswitch.precision import Precision
 from bitswitch.switching import at, switch
+from bitswitch.training import Distillation, JointTrainer, evaluate
 
-__all__ = ["BitswitchError", "Precision", "at", "calibrate", "prepare", "switch", "unfreeze"]
+__all__ = [
+    "BitswitchError",
+    "Distillation",
+    "JointTrainer",
+    "Precision",
+    "at",
+    "calibrate",
+    "evaluate",
+    "load",
+    "prepare",
+    "save",
+    "switch",
+    "unfreeze",
+]
