@@ -79,9 +79,13 @@ attack("config-too-large", "at most 4194304", config_text(lambda raw: raw + b" "
 attack("config-duplicate-key", "'bits' occurs twice", config_text(lambda raw: b'{"bits":[3,2],' + raw[1:]))
 attack("config-second-seal", "one member 'sha256'", config_text(lambda raw: b'{"sha256":"x",' + raw[1:]))
 attack("config-nan", "NaN is not", config_text(lambda raw: raw.replace(b'"version":1', b'"version":NaN')))
-attack("config-infinity", "Infinity is not", config_text(lambda raw: raw.replace(b'"version":1', b'"version":-Infinity')))
+attack(
+    "config-infinity", "Infinity is not", config_text(lambda raw: raw.replace(b'"version":1', b'"version":-Infinity'))
+)
 attack("config-overflow", "infinite", config_text(lambda raw: raw.replace(b'"version":1', b'"version":1e999')))
-attack("config-long-number", "digits", config_text(lambda raw: raw.replace(b'"version":1', b'"version":' + b"9" * 9999)))
+attack(
+    "config-long-number", "digits", config_text(lambda raw: raw.replace(b'"version":1', b'"version":' + b"9" * 9999))
+)
 attack("config-not-utf8", "config.json: expected JSON", config_text(lambda raw: raw.replace(b"tiny", b"\xff\xfe")))
 attack("config-bom", "config.json", config_text(lambda raw: b"\xef\xbb\xbf" + raw))
 attack("config-trailing", "Extra data", config_text(lambda raw: raw + b"{}"))
@@ -98,7 +102,11 @@ attack("bits-bool", "bit-widths must be integers", put("bits", [3, True]))
 attack("bits-nine", "between 2 and 8", put("bits", [9, 2]))
 attack("bits-others", "do not fit the widths", put("bits", [4, 2]))
 attack("precision-bool", "config.json: .*True", put("precision", True))
-attack("precision-unknown-layer", "no quantized layer is called 'nix'", put("precision", {"layers": {"nix": 3}, "default": 2}))
+attack(
+    "precision-unknown-layer",
+    "no quantized layer is called 'nix'",
+    put("precision", {"layers": {"nix": 3}, "default": 2}),
+)
 attack("precision-unprepared", "not prepared for 8", put("precision", 8))
 attack("precision-keys", "'layers' and 'default'", put("precision", {"layers": {}}))
 attack("options-unknown", "options: expected exactly", put("options", {"shared": True}))
@@ -142,7 +150,9 @@ attack("weight-planes-many", "planes: expected 3 to 3, found 4", put("weights.mi
 attack("weight-planes-zero", "planes: expected 3 to 3, found 0", put("weights.mid.planes", 0))
 attack("weight-planes-bool", "planes: expected 3 to 3, found True", put("weights.mid.planes", True))
 attack("weight-planes-pinned", "planes: expected 0 to 0, found 8", put("weights.stem.planes", 8))
-attack("planes-one-less", "planes: expected a list of 3", lambda f: (put("planes.0", None)(f), f.config["planes"].pop()))
+attack(
+    "planes-one-less", "planes: expected a list of 3", lambda f: (put("planes.0", None)(f), f.config["planes"].pop())
+)
 for label, name in {
     "parent": "../base-0123456789abcdef.safetensors",
     "absolute": "/etc/passwd",
@@ -203,7 +213,11 @@ attack("tensor-name-long", "at most 1024", lambda f: f.base.header.update(
     {"n" * 2000: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}))  # fmt: skip
 
 # Data files: contents
-attack("scale-nan", "'mid.weight_scale': expected scales", lambda f: f.base.put("mid.weight_scale", struct.pack("<3f", 1, float("nan"), 1)))
+attack(
+    "scale-nan",
+    "'mid.weight_scale': expected scales",
+    lambda f: f.base.put("mid.weight_scale", struct.pack("<3f", 1, float("nan"), 1)),
+)
 attack("scale-zero", "'fc1.weight_scale': expected scales", scalar("fc1.weight_scale", "<f", 0.0))
 attack("scale-negative", "'fc1.weight_scale': expected scales", scalar("fc1.weight_scale", "<f", -1.0))
 attack("scale-infinite", "'fc1.weight_scale': expected scales", scalar("fc1.weight_scale", "<f", float("inf")))
@@ -211,23 +225,63 @@ attack("scale-overflows", "'fc1.weight_scale': expected scales", scalar("fc1.wei
 attack("input-scale-negative-zero", r"'fc1.input_scale.2': expected", scalar("fc1.input_scale.2", "<f", -0.0))
 attack("scale-dtype", "'fc1.weight_scale': expected torch.float32", entry("fc1.weight_scale", "dtype", "I32"))
 attack("scale-shape", "'mid.weight_scale': expected .*shape .3,", entry("mid.weight_scale", "shape", [3, 1]))
-attack("zero-point-large", "'fc1.input_zero_point.2': expected 0 to 3, found 4", scalar("fc1.input_zero_point.2", "<i", 4))
+attack(
+    "zero-point-large", "'fc1.input_zero_point.2': expected 0 to 3, found 4", scalar("fc1.input_zero_point.2", "<i", 4)
+)
 attack("zero-point-negative", "'fc1.input_zero_point.3': expected 0 to 7", scalar("fc1.input_zero_point.3", "<i", -1))
-attack("zero-point-float", "'fc1.input_zero_point.3': expected torch.int32", entry("fc1.input_zero_point.3", "dtype", "F32"))
-attack("variance-negative", "'bn.norms.2.running_var': expected values", lambda f: f.base.put("bn.norms.2.running_var", struct.pack("<3f", 1, -1, 1)))
-attack("variance-nan", "'bn.norms.2.running_var': contains NaN", lambda f: f.base.put("bn.norms.2.running_var", struct.pack("<3f", 1, float("nan"), 1)))
-attack("mean-infinite", "'bn.norms.3.running_mean': expected finite", lambda f: f.base.put("bn.norms.3.running_mean", struct.pack("<3f", 1, float("inf"), 1)))
+attack(
+    "zero-point-float",
+    "'fc1.input_zero_point.3': expected torch.int32",
+    entry("fc1.input_zero_point.3", "dtype", "F32"),
+)
+attack(
+    "variance-negative",
+    "'bn.norms.2.running_var': expected values",
+    lambda f: f.base.put("bn.norms.2.running_var", struct.pack("<3f", 1, -1, 1)),
+)
+attack(
+    "variance-nan",
+    "'bn.norms.2.running_var': contains NaN",
+    lambda f: f.base.put("bn.norms.2.running_var", struct.pack("<3f", 1, float("nan"), 1)),
+)
+attack(
+    "mean-infinite",
+    "'bn.norms.3.running_mean': expected finite",
+    lambda f: f.base.put("bn.norms.3.running_mean", struct.pack("<3f", 1, float("inf"), 1)),
+)
 attack("batches-negative", "num_batches_tracked", scalar("bn.norms.3.num_batches_tracked", "<q", -1))
 attack("bias-nan", "'mid.bias': contains NaN", lambda f: f.base.put("mid.bias", struct.pack("<3f", 0, float("nan"), 0)))
-attack("bias-infinite", "'mid.bias': has infinite", lambda f: f.base.put("mid.bias", struct.pack("<3f", 0, float("inf"), 0)))
-attack("tensor-renamed", "'mid.weight_scale'", lambda f: f.base.header.update({"Mid.weight_scale": f.base.header.pop("mid.weight_scale")}))
+attack(
+    "bias-infinite",
+    "'mid.bias': has infinite",
+    lambda f: f.base.put("mid.bias", struct.pack("<3f", 0, float("inf"), 0)),
+)
+attack(
+    "tensor-renamed",
+    "'mid.weight_scale'",
+    lambda f: f.base.header.update({"Mid.weight_scale": f.base.header.pop("mid.weight_scale")}),
+)
 attack("bias-renamed", "'mid.bias'", lambda f: f.base.header.update({"mid.Bias": f.base.header.pop("mid.bias")}))
-attack("tensor-added", "nothing needs: '../x'", lambda f: f.base.header.update({"../x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}))
+attack(
+    "tensor-added",
+    "nothing needs: '../x'",
+    lambda f: f.base.header.update({"../x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
+)
 attack("pinned-codes-dtype", "'stem.weight_codes': expected torch.int8", entry("stem.weight_codes", "dtype", "U8"))
-attack("plane-layer-missing", r"plane-1-.*: lacks tensors .*'mid'", lambda f: f.planes[1].header.update(x=f.planes[1].header.pop("mid")))
-attack("plane-layer-unneeded", r"plane-1-.*nothing needs: 'stem'", lambda f: f.planes[1].header.update(stem={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}))
+attack(
+    "plane-layer-missing",
+    r"plane-1-.*: lacks tensors .*'mid'",
+    lambda f: f.planes[1].header.update(x=f.planes[1].header.pop("mid")),
+)
+attack(
+    "plane-layer-unneeded",
+    r"plane-1-.*nothing needs: 'stem'",
+    lambda f: f.planes[1].header.update(stem={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
+)
 attack("plane-dtype", r"plane-0-.*'mid': expected torch.uint8", lambda f: f.planes[0].header["mid"].update(dtype="I8"))
-attack("plane-shape", r"plane-0-.*'mid': expected .*shape .2,", lambda f: f.planes[0].header["mid"].update(shape=[2, 1]))
+attack(
+    "plane-shape", r"plane-0-.*'mid': expected .*shape .2,", lambda f: f.planes[0].header["mid"].update(shape=[2, 1])
+)
 attack("plane-too-small", r"plane-0-.*'mid': expected", lambda f: (
     f.planes[0].header["mid"].update(shape=[1], data_offsets=[2, 3]), f.planes[0].data.pop()))  # fmt: skip
 attack("plane-padding", r"plane-2-.*'mid': expected the 7 bits after", lambda f: f.planes[2].data.__setitem__(3, 0x81))

@@ -48,10 +48,13 @@ def test_example_of_the_document(example: Path) -> None:
 
 def read_as_described(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     raw = (folder / "config.json").read_bytes()
-    assert raw[:11] == b'{"sha256":"' and raw[75:77] == b'",'
+    assert raw[:11] == b'{"sha256":"'
+    assert raw[75:77] == b'",'
     assert hashlib.sha256(b"{" + raw[77:]).hexdigest().encode() == raw[11:75]
     config = json.loads(raw)
-    assert list(folder.glob("*")) and config["format"] == "bitswitch" and config["version"] == 1
+    assert list(folder.glob("*"))
+    assert config["format"] == "bitswitch"
+    assert config["version"] == 1
     codes = {}
     bits = {row["name"]: row["bits"] for row in config["layers"]}
     for name, weight in config["weights"].items():
@@ -60,7 +63,8 @@ def read_as_described(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         for index in range(weight["planes"]):
             record = config["planes"][index]
             data = (folder / f"plane-{index}-{record['sha256'][:16]}.safetensors").read_bytes()
-            assert len(data) == record["size"] and hashlib.sha256(data).hexdigest() == record["sha256"]
+            assert len(data) == record["size"]
+            assert hashlib.sha256(data).hexdigest() == record["sha256"]
             (length,) = struct.unpack("<Q", data[:8])
             begin, _ = json.loads(data[8 : 8 + length])[name]["data_offsets"]
             for position in range(count):

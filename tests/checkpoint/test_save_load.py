@@ -61,7 +61,8 @@ def test_saved_and_loaded_is_bit_identical(options: dict, tmp_path: Path, traine
     into = net()
     before = {name: tensor.clone() for name, tensor in into.state_dict().items()}
     loaded = checkpoint.load(tmp_path, into=into, bits=bits[-1])
-    assert type(loaded) is type(into) and not loaded.training
+    assert type(loaded) is type(into)
+    assert not loaded.training
     assert all(torch.equal(before[name], tensor) for name, tensor in into.state_dict().items())
     mixed = (MIXED,) if bits == (8, 6, 4, 2) else ()
     assert_same(model, loaded, x, (*bits[::-1], *mixed))
@@ -119,7 +120,8 @@ def test_only_the_planes_that_are_needed_are_read(tmp_path: Path, trained: Make,
 
     with pytest.raises(MissingPlanesError) as caught:
         checkpoint.load(tmp_path, into=net(), bits=6)
-    assert files[5].name in str(caught.value) and files[6].name in str(caught.value)
+    assert files[5].name in str(caught.value)
+    assert files[6].name in str(caught.value)
     assert files[7].name not in str(caught.value)
 
     before = {name: layer.codes.clone() for name, layer in iter_layers(loaded)}

@@ -52,7 +52,7 @@ def read_document(path: Path) -> dict[str, Any]:
         if size > MAX_DOCUMENT_BYTES:
             raise CheckpointError(f"{path}: expected at most {MAX_DOCUMENT_BYTES} bytes, found {size}")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            raw = file.read(MAX_DOCUMENT_BYTES + 1)
+            raw = file.read(size)
     return unseal(raw, str(path))
 
 
