@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitswitch.data import IMAGENET_NORMALIZATION, ImageSet, Normalization, load_digits
@@ -33,6 +33,7 @@ def test_impossible_normalization(mean: tuple[float, ...], std: tuple[float, ...
         Normalization(mean, std)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.floats(0.05, 0.95), st.integers(0, 2**40))
 def test_split_is_stratified_complete_and_seeded(counts: list[int], fraction: float, seed: int) -> None:
     data = _numbered(counts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitswitch.data import BatchOrder
@@ -12,6 +12,7 @@ from bitswitch.data.order import derive_seed
 from bitswitch.errors import ConfigError
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 4), st.booleans(), st.integers(0, 5))
 def test_ranks_together_are_one_process(samples: int, per_rank: int, world: int, train: bool, epoch: int) -> None:
     size = per_rank * world
@@ -25,6 +26,7 @@ def test_ranks_together_are_one_process(samples: int, per_rank: int, world: int,
             assert {len(parts[step]) for parts in ranks} == {per_rank}
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 60), st.integers(1, 5))
 def test_evaluation_sees_every_sample_once(samples: int, size: int, world: int) -> None:
     seen = [i for r in range(world) for part in BatchOrder(samples, size, False, 0, r, world).batches(0) for i in part]

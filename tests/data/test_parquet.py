@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,12 @@ def test_bad_files_and_columns(tmp_path: Path) -> None:
         read_parquet(path, image_column="label")
     with pytest.raises(ConfigError, match=r"column 'img' is struct<.*>, not integers"):
         read_parquet(path, label_column="img")
+
+
+def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ConfigError, match=r"reading Parquet files needs the package pyarrow: pip install"):
+        read_parquet(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("name", ["test.parquet", "test-00000-of-00001.parquet", "plain_text/test-0.parquet"])

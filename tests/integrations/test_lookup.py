@@ -65,7 +65,7 @@ def test_what_could_fetch_or_open_something_is_refused(name: str) -> None:
 )
 def test_options_that_load_files_are_refused(name: str, option: str) -> None:
     with pytest.raises(ConfigError, match=f"the option '{option}' is not allowed here"):
-        build_model(name, **{option: "x"})
+        build_model(name, **{option: "x"})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])

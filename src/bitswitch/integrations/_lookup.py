@@ -11,19 +11,20 @@ from typing import Any
 from bitswitch.errors import ConfigError
 
 
-def import_optional(package: str, purpose: str) -> ModuleType:
-    """Import a package that bitswitch installs only with an extra.
+def import_optional(module: str, purpose: str) -> ModuleType:
+    """Import a module of a package that bitswitch installs only with the extra `vision`.
 
     Args:
-        package: its name, which is also the one that pip knows.
+        module: its full name.
         purpose: what it is needed for, as the beginning of the error message.
 
     Raises:
-        ConfigError: it is not installed, or fails to import.
+        ConfigError: the package is not installed, or fails to import.
     """
     try:
-        return import_module(package)
+        return import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0]
         raise ConfigError(
             f"{purpose} needs the package {package}: pip install 'bitswitch[vision]' ({error})"
         ) from error
