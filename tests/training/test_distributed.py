@@ -51,14 +51,18 @@ def test_ranks(results: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("variant", list(OPTIONS))
 def test_two_processes_train_the_weights_of_one(results: list[dict[str, Any]], variant: str) -> None:
     model, values = train(variant, wrap=False)
-    largest = 0.0
+    largest = {"weights": 0.0, "scales": 0.0}
     for name, parameter in model.named_parameters():
         assert torch.equal(results[0][variant][name], results[1][variant][name]), name
-        largest = max(largest, float((parameter.detach() - results[0][variant][name]).abs().max()))
-    assert largest <= (2e-7 if variant == "sgd" else 2e-6)
+        kind = "scales" if "quantizer" in name else "weights"
+        difference = (parameter.detach() - results[0][variant][name]).abs().max()
+        largest[kind] = max(largest[kind], float(difference))
+    assert largest["weights"] <= (1e-7 if variant == "sgd" else 1e-6)
+    # The gradient of a scale is a sum with much cancellation, and Adam divides its rounding by its size: 0.01 · 1e-4.
+    assert largest["scales"] <= 3e-6
     for result in results:
         assert result[f"values/{variant}"] == pytest.approx(values, rel=1e-4)
-    print(f"{variant}: largest difference {largest:.2e}")
+    print(f"{variant}: largest difference {largest}")
 
 
 def test_other_widths_have_no_gradient_and_do_not_move(results: list[dict[str, Any]]) -> None:

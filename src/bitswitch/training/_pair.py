@@ -36,7 +36,7 @@ class OptimizerPair:
         rule: ScaleRule,
         max_norm: float | None,
     ) -> None:
-        self.network = network
+        self._all = list(network.parameters())
         self.rule = rule
         self.max_norm = max_norm
         self.scales = Scales(network)
@@ -92,7 +92,7 @@ class OptimizerPair:
     def zero_grad(self) -> None:
         """Forget all gradients."""
         # None and not zero: Adam would move a parameter with a zero gradient by its momentum.
-        for parameter in self.network.parameters():
+        for parameter in self._all:
             parameter.grad = None
         self._held.clear()
 

@@ -222,7 +222,7 @@ class JointTrainer:
         return DivergenceError(f"the loss became {loss} {where}: {find_non_finite(self.network, forward)}")
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of both optimizers by name; with `state_meta`, all that an exact resume needs."""
+        """Return the tensors of both optimizers by name, not copied; with `state_meta`, all that a resume needs."""
         return self._pair.state()[0]
 
     def state_meta(self) -> dict[str, Any]:

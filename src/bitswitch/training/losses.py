@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ LossFn = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Tensor]]
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the first parameter, or of the first buffer, or the CPU."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
 

@@ -22,7 +22,7 @@ def adam(params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -
     """Return Adam, as one fused kernel for all parameters where PyTorch has it."""
     params = list(params)
     fused = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in params)
-    return Adam(params, lr=lr, weight_decay=weight_decay, fused=fused)
+    return Adam(params, lr=lr, weight_decay=weight_decay, fused=True if fused else None)
 
 
 class Rate(NamedTuple):

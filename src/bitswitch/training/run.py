@@ -1,0 +1,210 @@
+"""The folder of a run: its configuration, metrics and training state, owned by one process at a time.
+
+A run that is killed at any moment continues from its last checkpoint, and leaves the same bytes in `config.json`,
+`metrics.csv` and the files that its owner derives from them as one that was never interrupted. Wall-clock times
+therefore go to `timing.json` and `log.txt` only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from bitswitch._files import parse_json, read_state, write_state
+from bitswitch.errors import ConfigError
+from bitswitch.training import distributed
+from bitswitch.training.run_metrics import MetricsFile
+
+CONFIG_NAME = "config.json"
+METRICS_NAME = "metrics.csv"
+RESULTS_NAME = "results.json"
+TIMING_NAME = "timing.json"
+LOG_NAME = "log.txt"
+STATE_NAME = "state"
+
+
+class RunFolder:
+    """A run folder that this process owns until `close`; the other processes of a group read it.
+
+    Args:
+        path: the folder; created if needed.
+        config: JSON object that describes the whole run. A folder that has another one is refused.
+
+    Raises:
+        ConfigError: another process runs in the folder, it is something else than a run folder, or its configuration
+            differs; the message names the first field that does.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.config = config
+        self._lock: int | None = None
+        self._started = time.perf_counter()
+        if distributed.is_main():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.path)
+            try:
+                self._claim()
+            except BaseException:
+                self.close()
+                raise
+            self._sessions = self._past_sessions()
+        distributed.barrier()
+        self.metrics = MetricsFile(self.path / METRICS_NAME, writable=distributed.is_main())
+
+    def _claim(self) -> None:
+        stored = read_json(self.path / CONFIG_NAME)
+        if stored is None:
+            strangers = [e.name for e in os.scandir(self.path) if e.name != LOG_NAME and not e.name.endswith(".tmp")]
+            if strangers:
+                raise ConfigError(f"{self.path} exists and is not a run folder: it holds {sorted(strangers)[0]!r}")
+            write_json(self.path / CONFIG_NAME, self.config)
+            return
+        changed = differences(stored, json.loads(json.dumps(self.config)))
+        if changed:
+            name, old, new = changed[0]
+            more = f" (and {len(changed) - 1} more fields differ)" if len(changed) > 1 else ""
+            raise ConfigError(f"{self.path} was started with {name}={old!r}, this command says {new!r}{more}")
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the folder free."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def read_state(self, name: str = STATE_NAME) -> tuple[dict[str, Tensor], Any] | None:
+        """Return the tensors and the JSON of the last checkpoint, or None before the first.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        return read_state(self.path, name) if (self.path / f"{name}.json").exists() else None
+
+    @distributed.main_process_only
+    def write_state(self, tensors: Mapping[str, Tensor], meta: Any, name: str = STATE_NAME) -> None:
+        """Replace the checkpoint, in one step."""
+        write_state(self.path, tensors, meta, name)
+        self.note_time()
+
+    @distributed.main_process_only
+    def note_time(self) -> None:
+        """Record how long this session has taken so far, in seconds."""
+        own = {"seconds": round(time.perf_counter() - self._started, 3), "processes": distributed.world_size()}
+        write_json(self.path / TIMING_NAME, {"sessions": [*self._sessions, own]})
+
+    def _past_sessions(self) -> list[Any]:
+        timing = read_json(self.path / TIMING_NAME)
+        sessions = timing.get("sessions") if isinstance(timing, dict) else None
+        return sessions if isinstance(sessions, list) else []
+
+    def read_results(self) -> dict[str, Any] | None:
+        """Return what `write_results` stored, or None if the run is not finished."""
+        return read_json(self.path / RESULTS_NAME)
+
+    @distributed.main_process_only
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Mark the run as finished."""
+        write_json(self.path / RESULTS_NAME, results)
+
+    @distributed.main_process_only
+    def log(self, message: str) -> None:
+        """Append a line with the time of day to log.txt."""
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+        with open(self.path / LOG_NAME, "a", encoding="utf-8") as file:
+            file.write(f"{now} {message}\n")
+
+
+def lock(path: Path) -> int | None:
+    """Lock a run folder until the descriptor returned is closed or the process ends.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
+    # Not the folder itself: writers of checkpoints lock that for the length of a write.
+    descriptor = os.open(path / LOG_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(f"another process is running in {path}") from None
+    except OSError:
+        # Some network file systems have no locks; a single run does not need one.
+        pass
+    return descriptor
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process is running in a run folder."""
+    try:
+        descriptor = lock(path)
+    except ConfigError:
+        return True
+    if descriptor is not None:
+        os.close(descriptor)
+    return False
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or None if there is no such file.
+
+    Raises:
+        CheckpointError: it is not JSON.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return parse_json(raw, str(path))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON so that a reader sees the old file or the new one."""
+    temporary = path.with_name(f"{path.name}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def differences(expected: object, found: object, where: str = "") -> list[tuple[str, object, object]]:
+    """Return (path, expected, found) for every place where two JSON values differ.
+
+    >>> differences({"joint": {"lr": 1.0, "epochs": 3}}, {"joint": {"lr": 2.0, "epochs": 3}})
+    [('joint.lr', 1.0, 2.0)]
+    """
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        return [
+            difference
+            for key in dict.fromkeys((*expected, *found))
+            for difference in differences(expected.get(key), found.get(key), f"{where}.{key}" if where else str(key))
+        ]
+    return [] if type(expected) is type(found) and expected == found else [(where, expected, found)]
