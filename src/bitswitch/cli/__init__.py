@@ -1,0 +1,5 @@
+"""The command line: `bitswitch <command> …`."""
+
+from bitswitch.cli.main import main
+
+__all__ = ["main"]

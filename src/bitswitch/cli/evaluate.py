@@ -1,0 +1,101 @@
+"""`bitswitch evaluate`: accuracy of a checkpoint at any precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from bitswitch.errors import ConfigError
+from bitswitch.precision import Precision
+from bitswitch.recipes.config import DataConfig, RunConfig
+
+if TYPE_CHECKING:
+    from bitswitch.checkpoint import CheckpointInfo
+
+_ABOUT = "Measure the accuracy of a checkpoint at any precision, on the data of its recipe or on others."
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """The checkpoint folder."""
+    precision: tuple[str, ...] = ()
+    """Widths such as 8 4 2, or precisions such as layer1=8,default=4; by default every width that can be opened."""
+    data: Literal["digits", "cifar10", "folder"] | None = None
+    """The images; by default those of the recipe that the checkpoint was trained with."""
+    data_folder: str | None = None
+    """Where they are; by default as in the recipe, or the environment variable BITSWITCH_DATA."""
+    metric: Literal["accuracy", "top5"] = "accuracy"
+    """Share of right answers, or of answers among the best five."""
+    batch_size: int = 512
+    """Images a step, over all processes together."""
+    device: Literal["auto", "cpu"] = "auto"
+    """GPU if there is one, or the CPU."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command with the words after its name."""
+    options = tyro.cli(EvaluateOptions, prog="bitswitch evaluate", description=_ABOUT, args=arguments)
+    if options.batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1; got {options.batch_size}")
+    asked = [Precision.parse(text) for text in options.precision]
+    from bitswitch.training import distributed
+
+    try:
+        _evaluate(options, asked)
+    finally:
+        distributed.shutdown()
+
+
+def _evaluate(options: EvaluateOptions, asked: list[Precision]) -> None:
+    from bitswitch.checkpoint import read_info
+    from bitswitch.cli.tables import print_table
+    from bitswitch.recipes.loaders import RecipeData
+    from bitswitch.recipes.stored import open_checkpoint
+    from bitswitch.training import distributed, evaluate
+
+    info = read_info(options.checkpoint)
+    data = _data(options)
+    precisions = asked or [Precision.of(bits) for bits in info.bits_available]
+    if not precisions:
+        raise ConfigError(f"{options.checkpoint}: no width can be opened; missing are {', '.join(info.missing)}")
+    for precision in precisions:
+        precision.resolve(info.config.table.available)
+    device = distributed.init("gloo" if options.device == "cpu" else None)
+    model = open_checkpoint(info, precisions[0]).to(device)
+    loader = RecipeData(data, RunConfig(eval_batch_size=options.batch_size), device).held_out()
+    found = evaluate(model, loader, precisions, options.metric)
+    if distributed.is_main():
+        values = {Precision.of(key): value for key, value in found.items()}
+        rows = [(_name(p), f"{100 * values[p]:.2f}", _average_bits(p, info)) for p in precisions]
+        print_table(("precision", f"{options.metric} %", "average bits"), rows)
+        print(f"{loader.num_samples:,} images")
+
+
+def _data(options: EvaluateOptions) -> DataConfig:
+    from bitswitch.recipes.stored import stored_recipe
+
+    recipe = stored_recipe(options.checkpoint)
+    if options.data is None and recipe is None:
+        raise ConfigError(f"{options.checkpoint} does not say which images it was trained on; give --data")
+    data = DataConfig(options.data or "digits") if recipe is None else recipe.data
+    if options.data is not None and options.data != data.kind:
+        data = DataConfig(options.data)
+    return data if options.data_folder is None else dataclasses.replace(data, folder=options.data_folder)
+
+
+def _name(precision: Precision) -> str:
+    return f"{precision} bits" if precision.is_uniform else str(precision)
+
+
+def _average_bits(precision: Precision, info: CheckpointInfo) -> str:
+    """Return the plain mean over the layers, as the paper counts."""
+    widths = precision.resolve(info.config.table.available).values()
+    return f"{sum(widths) / len(widths):.2f}"

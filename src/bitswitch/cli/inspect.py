@@ -1,0 +1,133 @@
+"""`bitswitch inspect`: what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from bitswitch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitswitch.checkpoint import CheckpointInfo
+
+_ABOUT = "Show what a checkpoint holds: layers, bytes a width needs against float32, files present and missing."
+_MAX_BARS = 16
+_BAR_LENGTH = 48
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What to show."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """The checkpoint folder."""
+    histograms: bool = False
+    """Show how often each code occurs at each width, over all layers or those given by --layers."""
+    layers: tuple[str, ...] = ()
+    """Layers to show histograms of, one by one."""
+    verify: bool = False
+    """Read every file and compare it with its hash."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command with the words after its name."""
+    options = tyro.cli(InspectOptions, prog="bitswitch inspect", description=_ABOUT, args=arguments)
+    from bitswitch._summary import Summary
+    from bitswitch.checkpoint import read_info, verify
+
+    info = read_info(options.checkpoint)
+    print(_title(info))
+    print()
+    print(Summary(info.config.table, info.config.bits, info.config.options.shared))
+    print()
+    _print_widths(info)
+    _print_files(info)
+    if options.verify:
+        verify(options.checkpoint)
+        print("every file that is there has the content that it should have")
+    if options.histograms or options.layers:
+        _print_histograms(info, options.layers)
+
+
+def _title(info: CheckpointInfo) -> str:
+    architecture = info.config.architecture
+    name = "unnamed network"
+    if isinstance(architecture, dict) and {"source", "name"} <= set(architecture):
+        own = architecture["source"] == "bitswitch"
+        name = str(architecture["name"]) if own else f"{architecture['source']}/{architecture['name']}"
+    return f"{name}, {', '.join(map(str, info.config.bits))} bits, opened at {info.config.precision} by default"
+
+
+def _print_widths(info: CheckpointInfo) -> None:
+    from bitswitch._summary import format_bytes
+    from bitswitch.cli.tables import print_table
+
+    rows = [("float", format_bytes(info.float_bytes), "100 %", "–")]
+    for bits, size in info.bytes_at.items():
+        there = "yes" if bits in info.bits_available else "files missing"
+        rows.append((f"{bits} bits", format_bytes(size), f"{100 * size / info.float_bytes:.1f} %", there))
+    print_table(("width", "size", "of float32", "can be opened"), rows, left=(0, 3))
+
+
+def _print_files(info: CheckpointInfo) -> None:
+    from bitswitch._summary import format_bytes
+    from bitswitch.cli.tables import print_table
+
+    rows = [
+        (name, format_bytes(size), "MISSING" if name in info.missing else "present")
+        for name, size in info.files.items()
+    ]
+    print_table(("file", "size", "state"), rows, left=(0, 2))
+
+
+def _print_histograms(info: CheckpointInfo, layers: Sequence[str]) -> None:
+    from bitswitch.checkpoint.reader import read_codes
+    from bitswitch.precision import Precision
+
+    config = info.config
+    unknown = [name for name in layers if name not in config.weights]
+    if unknown:
+        raise ConfigError(f"no stored weight belongs to a layer {unknown[0]!r}; there are {', '.join(config.weights)}")
+    if not info.bits_available:
+        raise ConfigError(f"{info.folder}: no width can be opened; missing are {', '.join(info.missing)}")
+    top = info.bits_available[0]
+    needed = config.needed(Precision.of(top).resolve(config.table.available))
+    codes = {name: tensor for name, tensor in read_codes(info.folder, config, needed).items() if tensor.numel()}
+    for group in [[name] for name in layers] or [list(codes)]:
+        for bits in info.bits_available:
+            title = group[0] if layers else f"all {len(group)} layers with bit planes"
+            print(f"\n{title} at {bits} bits")
+            for line in _histogram(
+                [codes[n] for n in group if n in codes], [config.table[n].bits for n in group], bits
+            ):
+                print(line)
+
+
+def _histogram(codes: Sequence[Tensor], widths: Sequence[tuple[int, ...]], bits: int) -> Iterator[str]:
+    """Yield a line with a bar for every code, or for every range of codes if there are many."""
+    import torch
+    from rich.bar import Bar
+    from rich.console import Console
+
+    from bitswitch.rounding import second_round
+
+    counts = torch.zeros(2**bits, dtype=torch.int64)
+    for tensor, own in zip(codes, widths, strict=True):
+        rounded = second_round(tensor, own[0], bits).flatten().long()
+        counts += torch.bincount(rounded + 2 ** (bits - 1), minlength=2**bits)
+    step = max(1, 2**bits // _MAX_BARS)
+    binned = counts.view(-1, step).sum(1).tolist()
+    total, most = max(1, sum(binned)), max(1, *binned)
+    console = Console(width=_BAR_LENGTH, force_terminal=False, color_system=None)
+    for index, count in enumerate(binned):
+        first = index * step - 2 ** (bits - 1)
+        name = f"{first}" if step == 1 else f"{first}…{first + step - 1}"
+        with console.capture() as captured:
+            console.print(Bar(most, 0, count, width=_BAR_LENGTH), end="")
+        yield f"{name:>10} {100 * count / total:6.2f} % {captured.get().strip()}".rstrip()

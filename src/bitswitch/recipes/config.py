@@ -1,0 +1,216 @@
+"""What a recipe says, as plain data: frozen, JSON-able, and cheap to import."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from bitswitch.errors import BitswitchError, ConfigError
+from bitswitch.precision import validate_widths
+
+DATA_VARIABLE = "BITSWITCH_DATA"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    name: str
+    """Own model, "torchvision/<name>" or "timm/<name>"."""
+    num_classes: int | None = None
+    """Outputs; None for the model's own default."""
+    options: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """Further arguments of its constructor."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images."""
+
+    kind: Literal["digits", "cifar10", "folder"]
+    """Digits of scikit-learn, CIFAR-10 files, or a folder with train/ and val/ that have a sub-folder a class."""
+    folder: str | None = None
+    """Where they are; None takes the environment variable BITSWITCH_DATA."""
+    download: bool = False
+    """Let torchvision fetch CIFAR-10 if it is not there."""
+    augment: bool = True
+    """Random crops (and flips, except for digits) in training."""
+    image_size: int = 224
+    """Height and width in pixels, for folder."""
+    num_workers: int | None = None
+    """Processes that decode images of a folder; None for as many as there are processors, at most 8."""
+    split_seed: int = 0
+    """Chooses the held-out fifth of the digits."""
+    max_train: int | None = None
+    """Use only so many training images, for a quick trial; not for folder."""
+    max_eval: int | None = None
+    """Use only so many held-out images; not for folder."""
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """The float network that joint training starts from."""
+
+    pretrained: bool = False
+    """Start from the weights of torchvision or timm."""
+    weights: str | None = None
+    """Start from a local file of float weights (.safetensors, or a state dict of torch.save)."""
+    new_head: bool = False
+    """Accept weights whose last layer is for other classes."""
+    epochs: int = 0
+    """Train or fine-tune it for so many epochs first."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or SGD with Nesterov momentum 0.9."""
+    lr: float = 1e-3
+    """Peak learning rate, with cosine decay to 0."""
+    weight_decay: float = 5e-5
+    """Weight decay."""
+    batch_size: int = 128
+    """Images a step, over all processes together."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How the network is made switchable."""
+
+    bits: tuple[int, ...] = (8, 6, 4, 2)
+    """Candidate widths; the largest is stored."""
+    skip: tuple[str, ...] = ()
+    """Layers to leave in full precision: names or patterns such as "layer1.*"."""
+    force: tuple[str, ...] = ()
+    """Layers to quantize although they are first or last."""
+    first_last: Literal["float", 8] = "float"
+    """First and last layer in full precision, or pinned to 8 bits."""
+    granularity: Literal["tensor", "channel", "group"] = "tensor"
+    """What shares a weight scale."""
+    group_size: int | None = None
+    """Inputs that share a scale, for group."""
+    activations: bool = True
+    """Quantize the inputs of layers too."""
+    shared: bool = True
+    """One weight scale for all widths."""
+    scale_parametrization: Literal["log", "raw"] = "log"
+    """Learn ln s, or s itself as in the paper."""
+    gradient_scale: bool = False
+    """Multiply scale gradients by LSQ's 1/√(N·p)."""
+    calibration_batches: int = 8
+    """Training batches that set the activation scales."""
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Joint training of all widths."""
+
+    epochs: int = 90
+    """Passes over the training images."""
+    batch_size: int = 256
+    """Images a step, over all processes together."""
+    lr: float = 5e-4
+    """Peak base learning rate λ of Adam."""
+    weight_decay: float = 5e-5
+    """Weight decay, of everything but the scales."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning-rate schedule."""
+    algorithm: Literal["per-width", "accumulate"] = "per-width"
+    """A step a width (Algorithm A.2), or one step for all (A.1)."""
+    alrs: Literal["factor", "printed", "off"] = "factor"
+    """Form of Adaptive Learning Rate Scaling, Eq. (6)."""
+    alrs_scope: Literal["weight", "weight+activation"] = "weight"
+    """Which scales have a rate of each width."""
+    moments: Literal["shared", "separate"] = "shared"
+    """Adam's moments of the weight scales."""
+    distill: Literal["none", "float", "self"] = "none"
+    """Teacher: none, the float network, or the highest width."""
+    distill_weight: float = 1.0
+    """Weight of the divergence from the teacher."""
+    temperature: float = 1.0
+    """Temperature of the distillation."""
+    task_weight: float = 1.0
+    """Weight of the task's own loss where there is a teacher."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    clip_grad_norm: float | None = None
+    """Largest norm of the weights' gradients."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How it is run."""
+
+    seed: int = 0
+    """Of initial weights, shuffling, augmentation and dropout."""
+    device: Literal["auto", "cpu"] = "auto"
+    """GPU if there is one, or the CPU."""
+    autocast: Literal["off", "bfloat16"] = "off"
+    """Type of the forward passes in training."""
+    channels_last: bool = False
+    """Memory format of images and convolutions."""
+    deterministic: bool = True
+    """Refuse operations that give other results in every run; they are rare on CPUs."""
+    eval_batch_size: int = 512
+    """Images a step of evaluation, over all processes together."""
+    evaluate_every: int = 1
+    """Epochs between evaluations at every width."""
+    log_every: int = 50
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int = 500
+    """Steps between training checkpoints; there is one at the end of every epoch too."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete job: float network, joint training, checkpoint, evaluation."""
+
+    name: Annotated[str, tyro.conf.Suppress]
+    model: ModelConfig
+    data: DataConfig
+    start: StartConfig
+    prepare: PrepareConfig
+    joint: JointConfig
+    run: RunConfig
+
+    def check(self) -> Recipe:
+        """Return the recipe itself.
+
+        Raises:
+            ConfigError: a value is out of its range; the message names the field.
+        """
+        try:
+            validate_widths(self.prepare.bits)
+        except BitswitchError as error:
+            raise ConfigError(f"prepare.bits: {error}") from None
+        for section, names, least in _LOWER_BOUNDS:
+            for name in names:
+                value = getattr(getattr(self, section), name)
+                # Written so that NaN fails too.
+                if value is not None and not (least <= value < float("inf")):
+                    raise ConfigError(f"{section}.{name} must be at least {least}; got {value}")
+        if self.start.pretrained and self.start.weights is not None:
+            raise ConfigError("start.pretrained and start.weights exclude each other")
+        if self.joint.algorithm == "accumulate" and self.joint.alrs != "off":
+            raise ConfigError("joint.algorithm=accumulate takes one step for all widths: joint.alrs must be off")
+        return self
+
+    def replace(self, **sections: dict[str, object]) -> Recipe:
+        """Return a copy in which fields of sections have other values: `recipe.replace(joint={"epochs": 3})`."""
+        changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
+        return dataclasses.replace(self, **changed)
+
+
+_LOWER_BOUNDS: tuple[tuple[str, tuple[str, ...], float], ...] = (
+    ("data", ("image_size", "max_train", "max_eval"), 1),
+    ("data", ("num_workers", "split_seed"), 0),
+    ("start", ("epochs", "lr", "weight_decay", "label_smoothing"), 0),
+    ("start", ("batch_size",), 1),
+    ("prepare", ("calibration_batches", "group_size"), 1),
+    ("joint", ("epochs", "lr", "weight_decay", "label_smoothing", "distill_weight", "task_weight"), 0),
+    ("joint", ("temperature", "clip_grad_norm"), 1e-6),
+    ("joint", ("batch_size",), 1),
+    ("run", ("eval_batch_size", "evaluate_every", "log_every", "checkpoint_every"), 1),
+    ("run", ("seed",), 0),
+)

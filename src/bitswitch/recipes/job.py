@@ -1,0 +1,213 @@
+"""A recipe from beginning to end: float network, joint training, checkpoint, evaluation, report."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitswitch._calibrate import calibrate
+from bitswitch._prepare import prepare
+from bitswitch.checkpoint import load, read_info, save
+from bitswitch.data.order import derive_seed
+from bitswitch.layers.table import state_of
+from bitswitch.models import Architecture, build_model
+from bitswitch.recipes.config import Recipe
+from bitswitch.recipes.convert import to_json
+from bitswitch.recipes.loaders import RecipeData
+from bitswitch.recipes.phases import FloatPhase, JointPhase, autocast_type
+from bitswitch.recipes.stored import RECIPE_NAME
+from bitswitch.report import write_report
+from bitswitch.training import distributed, evaluate
+from bitswitch.training.run import RunFolder, write_json
+from bitswitch.training.run_loop import Cadence, Observer, run_phase
+from bitswitch.training.run_metrics import FLOAT_BITS, read_metrics
+from bitswitch.training.run_state import load_model_state, model_state
+
+CHECKPOINT_FOLDER = "checkpoint"
+_FLOAT_STATE = "float-model"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished run is worth.
+
+    Attributes:
+        float_accuracy: accuracy of the float network before joint training, 0…1.
+        accuracy: accuracy of the stored checkpoint by width.
+        bytes_at: bytes of the files that each width needs.
+        float_bytes: the same network with its quantized weights as float32.
+    """
+
+    float_accuracy: float
+    accuracy: Mapping[int, float]
+    bytes_at: Mapping[int, int]
+    float_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it with widths as strings."""
+        return {
+            "float_accuracy": self.float_accuracy,
+            "accuracy": {str(bits): value for bits, value in self.accuracy.items()},
+            "bytes_at": {str(bits): size for bits, size in self.bytes_at.items()},
+            "float_bytes": self.float_bytes,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Results:
+        """Undo `to_json`."""
+        accuracy, bytes_at = ({int(b): item for b, item in value[name].items()} for name in ("accuracy", "bytes_at"))
+        return cls(value["float_accuracy"], accuracy, bytes_at, value["float_bytes"])
+
+
+def run_config(recipe: Recipe) -> dict[str, Any]:
+    """Return what config.json of a run folder holds: all that its results depend on."""
+    return {"recipe": to_json(recipe), "processes": distributed.world_size()}
+
+
+def run_recipe(recipe: Recipe, path: str | os.PathLike[str], observer: Observer | None = None) -> Results:
+    """Run a recipe in a folder, or continue what was begun there.
+
+    Under torchrun all processes call it; the first one writes.
+
+    Args:
+        recipe: what to do.
+        path: the run folder.
+        observer: is told what happens.
+
+    Returns:
+        The results; those of a finished run are read.
+
+    Raises:
+        ConfigError: the recipe is invalid, or the folder belongs to another one.
+        DivergenceError: training failed.
+    """
+    recipe.check()
+    device = distributed.init("gloo" if recipe.run.device == "cpu" else None)
+    with RunFolder(path, run_config(recipe)) as folder:
+        done = folder.read_results()
+        if done is None:
+            if recipe.run.deterministic:
+                _be_deterministic()
+            done = _Job(recipe, folder, device, observer or Observer()).run().to_json()
+            folder.write_results(done)
+            folder.note_time()
+        if distributed.is_main():
+            write_report(folder.path)
+        distributed.barrier()
+        return Results.from_json(done)
+
+
+class _Job:
+    def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, observer: Observer) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.device = device
+        self.observer = observer
+        self.data = RecipeData(recipe.data, recipe.run, device)
+        self.held_out = self.data.held_out()
+        run = recipe.run
+        self.cadence = Cadence(run.log_every, run.checkpoint_every, run.evaluate_every)
+
+    def run(self) -> Results:
+        threads = torch.get_num_threads()
+        self.folder.log(f"{distributed.world_size()} processes on {self.device.type}, {threads} threads")
+        float_network = self._float_network()
+        self._seed(1)
+        network = self._prepared(float_network)
+        loader = self.data.training(self.recipe.joint.batch_size, seed=derive_seed(self.recipe.run.seed, 1))
+        phase = JointPhase(network, float_network, self.recipe, loader, self.held_out, self.device)
+        run_phase(phase, self.folder, self.cadence, self.observer)
+        return self._finish(network)
+
+    def _seed(self, *key: int) -> None:
+        torch.manual_seed(derive_seed(self.recipe.run.seed, *key))
+
+    def _place(self, network: nn.Module) -> nn.Module:
+        network = network.to(self.device)
+        if self.recipe.run.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return network
+
+    def _float_network(self) -> nn.Module:
+        """Return the trained float network: from this folder if it is there already."""
+        start, model = self.recipe.start, self.recipe.model
+        stored = self.folder.read_state(_FLOAT_STATE)
+        # Every process builds the same network; then each draws its own dropout.
+        self._seed(0)
+        network = build_model(
+            model.name,
+            num_classes=model.num_classes,
+            pretrained=start.pretrained and stored is None,
+            weights=None if stored is not None else start.weights,
+            new_head=start.new_head,
+            **model.options,
+        )
+        network = self._place(network)
+        if stored is not None:
+            load_model_state(network, stored[0])
+            return network.eval()
+        self._seed(0, distributed.rank())
+        loader = self.data.training(start.batch_size, seed=self.recipe.run.seed)
+        phase = FloatPhase(network, start, autocast_type(self.recipe), loader, self.held_out, self.device)
+        run_phase(phase, self.folder, self.cadence, self.observer)
+        self.folder.write_state(model_state(network), None, _FLOAT_STATE)
+        distributed.barrier()
+        return network.eval()
+
+    def _prepared(self, network: nn.Module) -> nn.Module:
+        config = self.recipe.prepare
+        batches = list(
+            itertools.islice(self.data.calibration(self.recipe.joint.batch_size), config.calibration_batches)
+        )
+        prepared = prepare(
+            network,
+            config.bits,
+            example_inputs=batches[0][0][:2],
+            skip=config.skip,
+            force=config.force,
+            first_last=config.first_last,
+            granularity=config.granularity,
+            group_size=config.group_size,
+            activations=config.activations,
+            shared=config.shared,
+            scale_parametrization=config.scale_parametrization,
+            gradient_scale=config.gradient_scale,
+        )
+        calibrate(prepared, batches)
+        self._seed(1, distributed.rank())
+        return prepared
+
+    def _finish(self, network: nn.Module) -> Results:
+        """Store the network and evaluate what was stored."""
+        model = self.recipe.model
+        options = (
+            dict(model.options) if model.num_classes is None else {**model.options, "num_classes": model.num_classes}
+        )
+        architecture = Architecture.of(model.name, **options)
+        folder = self.folder.path / CHECKPOINT_FOLDER
+        if distributed.is_main():
+            save(network, folder, precision=state_of(network).bits[0], architecture=architecture.to_json())
+            write_json(folder / RECIPE_NAME, to_json(self.recipe))
+        distributed.barrier()
+        stored = load(folder, into=self._place(architecture.build()))
+        accuracy = {bits: value for bits, value in evaluate(stored, self.held_out).items() if isinstance(bits, int)}
+        info = read_info(folder)
+        return Results(self._float_accuracy(), accuracy, info.bytes_at, info.float_bytes)
+
+    def _float_accuracy(self) -> float:
+        self.folder.metrics.sync()
+        rows = [row for row in read_metrics(self.folder.metrics.path) if row.split == "held-out"]
+        return [row.accuracy or 0.0 for row in rows if row.bits == FLOAT_BITS][-1]
+
+
+def _be_deterministic() -> None:
+    # cuBLAS reads it when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,124 @@
+"""The data that a recipe names, as loaders."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bitswitch.data import (
+    CIFAR_AUGMENTATION,
+    CIFAR_NORMALIZATION,
+    DIGITS_AUGMENTATION,
+    DIGITS_NORMALIZATION,
+    CropFlip,
+    FolderLoader,
+    ImageSet,
+    Loader,
+    MemoryLoader,
+    Normalization,
+    load_cifar10,
+    load_digits,
+)
+from bitswitch.errors import ConfigError
+from bitswitch.recipes.config import DATA_VARIABLE, DataConfig, RunConfig
+from bitswitch.training import distributed
+
+
+@dataclass(frozen=True)
+class _Images:
+    train: ImageSet
+    held_out: ImageSet
+    normalization: Normalization
+    augmentation: CropFlip
+
+
+class RecipeData:
+    """Makes the loaders of a recipe; images in memory are read once.
+
+    Args:
+        config: which images.
+        run: seed, memory format and batch size of evaluation.
+        device: where batches go.
+
+    Raises:
+        ConfigError: the images are not there or cannot be read.
+    """
+
+    def __init__(self, config: DataConfig, run: RunConfig, device: torch.device) -> None:
+        self.config = config
+        self.run = run
+        self.device = device
+        self._images = None if config.kind == "folder" else _read(config)
+
+    def training(self, batch_size: int, *, seed: int) -> Loader:
+        """Return shuffled, augmented batches of the training images, this process's part of each."""
+        return self._loader(batch_size, train=True, augment=self.config.augment, seed=seed, shared=True)
+
+    def calibration(self, batch_size: int) -> Loader:
+        """Return shuffled batches of the training images without augmentation, the same ones in every process."""
+        return self._loader(batch_size, train=True, augment=False, seed=self.run.seed, shared=False)
+
+    def held_out(self) -> Loader:
+        """Return all held-out images in order, this process's part of each batch."""
+        return self._loader(self.run.eval_batch_size, train=False, augment=False, seed=0, shared=True)
+
+    def _loader(self, batch_size: int, *, train: bool, augment: bool, seed: int, shared: bool) -> Loader:
+        rank, world_size = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
+        if self._images is None:
+            return FolderLoader(
+                data_folder(self.config) / ("train" if train else "val"),
+                batch_size,
+                train=train,
+                image_size=self.config.image_size,
+                crop_area=0.08 if augment else 1.0,
+                num_workers=self.config.num_workers,
+                seed=seed,
+                rank=rank,
+                world_size=world_size,
+                channels_last=self.run.channels_last,
+                device=self.device,
+            )
+        images = self._images
+        return MemoryLoader(
+            images.train if train else images.held_out,
+            batch_size,
+            train=train,
+            normalization=images.normalization,
+            augmentation=images.augmentation if augment else None,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            channels_last=self.run.channels_last,
+            device=self.device,
+        )
+
+
+def data_folder(config: DataConfig) -> Path:
+    """Return the folder of a recipe's images.
+
+    Raises:
+        ConfigError: neither the option nor the environment variable says where they are.
+    """
+    folder = config.folder or os.environ.get(DATA_VARIABLE)
+    if not folder:
+        raise ConfigError(f"where are the images? Give --data.folder, or set the environment variable {DATA_VARIABLE}")
+    return Path(folder)
+
+
+def _read(config: DataConfig) -> _Images:
+    if config.kind == "digits":
+        train, held_out = load_digits(config.split_seed)
+        normalization, augmentation = DIGITS_NORMALIZATION, DIGITS_AUGMENTATION
+    else:
+        folder = data_folder(config)
+        train = load_cifar10(folder, "train", download=config.download)
+        held_out = load_cifar10(folder, "test", download=config.download)
+        normalization, augmentation = CIFAR_NORMALIZATION, CIFAR_AUGMENTATION
+    return _Images(_first(train, config.max_train), _first(held_out, config.max_eval), normalization, augmentation)
+
+
+def _first(images: ImageSet, count: int | None) -> ImageSet:
+    return images if count is None else images.subset(torch.arange(min(count, len(images))))

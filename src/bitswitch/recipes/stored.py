@@ -1,0 +1,51 @@
+"""Checkpoints that are opened from their folder alone, without any code of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitswitch.checkpoint import CheckpointInfo, load
+from bitswitch.errors import ConfigError
+from bitswitch.models import Architecture
+from bitswitch.precision import Precision
+from bitswitch.recipes.config import Recipe
+from bitswitch.recipes.convert import from_json
+from bitswitch.training.run import read_json
+
+RECIPE_NAME = "recipe.json"
+
+
+def open_checkpoint(info: CheckpointInfo, precision: int | Precision | None = None) -> nn.Module:
+    """Build the network that a checkpoint describes and load it.
+
+    Args:
+        info: of the checkpoint.
+        precision: to open at; by default the highest width whose files are there.
+
+    Raises:
+        ConfigError: the checkpoint does not say which network it holds.
+        CheckpointError: it cannot be read.
+        MissingPlanesError: files that the precision needs are not there.
+    """
+    if info.config.architecture is None:
+        raise ConfigError(
+            f"{info.folder} does not say which network it holds; save it with architecture=, "
+            "or load it in Python with bitswitch.load(folder, into=network)"
+        )
+    network = Architecture.from_json(info.config.architecture).build()
+    if precision is None and info.bits_available:
+        precision = info.bits_available[0]
+    return load(info.folder, into=network, bits=precision)
+
+
+def stored_recipe(folder: Path) -> Recipe | None:
+    """Return the recipe that a checkpoint was trained with, or None if it does not say.
+
+    Raises:
+        ConfigError, CheckpointError: the file is damaged.
+    """
+    content: Any = read_json(folder / RECIPE_NAME)
+    return None if content is None else from_json(Recipe, content, RECIPE_NAME)

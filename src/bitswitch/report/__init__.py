@@ -1,0 +1,55 @@
+"""Plots and a self-contained page about a finished run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bitswitch.errors import CheckpointError
+from bitswitch.report.page import config_table, render, table
+from bitswitch.report.plots import COLORS, FLOAT_COLOR, PlotData, plot_all
+from bitswitch.report.tables import ACCURACY_HEADER, accuracy_rows
+from bitswitch.training.run import CONFIG_NAME, METRICS_NAME, RESULTS_NAME, read_json
+from bitswitch.training.run_metrics import read_metrics
+
+REPORT_NAME = "report.html"
+PLOTS_FOLDER = "plots"
+
+__all__ = ["PLOTS_FOLDER", "REPORT_NAME", "write_report"]
+
+
+def write_report(folder: str | os.PathLike[str]) -> Path:
+    """Write `plots/*.png` and `report.html` of a finished run.
+
+    Everything comes from config.json, metrics.csv and results.json, so equal runs have equal reports.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        CheckpointError: the run is not finished, or one of the files is damaged.
+    """
+    folder = Path(folder)
+    config, results = read_json(folder / CONFIG_NAME), read_json(folder / RESULTS_NAME)
+    if config is None or results is None:
+        raise CheckpointError(f"{folder} is not the folder of a finished run")
+    accuracy = {int(bits): value for bits, value in results["accuracy"].items()}
+    sizes = {int(bits): value for bits, value in results["bytes_at"].items()}
+    data = PlotData(read_metrics(folder / METRICS_NAME), results["float_accuracy"], accuracy)
+    plots = plot_all(data, folder / PLOTS_FOLDER)
+    rows = accuracy_rows(accuracy, data.float_accuracy, sizes, results["float_bytes"])
+    colors = [FLOAT_COLOR, *(COLORS[bits] for bits in data.widths)]
+    recipe = config["recipe"]
+    page = render(
+        title=f"{recipe['name']}: {', '.join(map(str, data.widths))} bits",
+        intro="One network, trained jointly and stored once as integers. A lower width reads fewer bit planes of it.",
+        tables={"Accuracy and size by width": table(ACCURACY_HEADER, rows, colors)},
+        plots=plots,
+        config=config_table({"processes": config["processes"], **recipe}),
+    )
+    path = folder / REPORT_NAME
+    path.write_text(page, encoding="utf-8", newline="\n")
+    return path

@@ -1,0 +1,208 @@
+"""Plots of a run, in one style: a colour a width, the float network black and dashed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from bitswitch.training.run_metrics import FLOAT_BITS, MetricsRow
+
+DPI = 144
+FLOAT_COLOR = "#222222"
+COLORS: dict[int, str] = {
+    8: "#1d4e89",
+    7: "#5c80bc",
+    6: "#1b998b",
+    5: "#7fb069",
+    4: "#e8a33d",
+    3: "#e76f51",
+    2: "#c5283d",
+}
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class PlotData:
+    """What plots show.
+
+    Attributes:
+        rows: the rows of metrics.csv.
+        float_accuracy: of the float network, 0…1.
+        accuracy: of the stored network by width, 0…1.
+    """
+
+    rows: Sequence[MetricsRow]
+    float_accuracy: float
+    accuracy: Mapping[int, float]
+
+    @property
+    def widths(self) -> list[int]:
+        """The widths, highest first."""
+        return sorted(self.accuracy, reverse=True)
+
+    def series(self, split: str, bits: int, column: str) -> tuple[list[float], list[float]]:
+        """Return (epochs, values) of a column in joint training, where there are values."""
+        rows = [r for r in self.rows if (r.phase, r.split, r.bits) == ("joint", split, bits)]
+        kept = [r for r in rows if getattr(r, column) is not None]
+        return [self._epochs(r) for r in kept], [getattr(r, column) for r in kept]
+
+    def _epochs(self, row: MetricsRow) -> float:
+        if row.split == "held-out":
+            return float(row.epoch)
+        ends = [r for r in self.rows if (r.phase, r.split) == ("joint", "held-out") and r.epoch > 0]
+        return row.step * ends[0].epoch / ends[0].step if ends else float(row.epoch)
+
+
+def plot_all(data: PlotData, folder: Path) -> dict[str, Path]:
+    """Draw every plot that there is data for.
+
+    Returns:
+        Title and file of each.
+    """
+    plots: dict[str, tuple[str, tuple[float, float], Callable[[Figure, PlotData], bool]]] = {
+        "Accuracy by width": ("accuracy_by_width.png", (6.4, 3.9), _accuracy),
+        "Learning curves": ("learning_curves.png", (10.5, 4.0), _curves),
+        "Gradients of the weight scales": ("scale_gradients.png", (10.5, 4.0), _gradients),
+    }
+    folder.mkdir(exist_ok=True)
+    written: dict[str, Path] = {}
+    with matplotlib.rc_context(_STYLE):
+        for title, (name, size, draw) in plots.items():
+            figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+            FigureCanvasAgg(figure)
+            if draw(figure, data):
+                # The version of matplotlib would otherwise be part of the file.
+                figure.savefig(folder / name, metadata={"Software": None})
+                written[title] = folder / name
+    return written
+
+
+def label(bits: int) -> str:
+    """Return what a legend calls a width."""
+    return "float" if bits == FLOAT_BITS else f"{bits} bits"
+
+
+def _accuracy(figure: Figure, data: PlotData) -> bool:
+    axes = figure.subplots()
+    widths = data.widths
+    values = [100 * data.accuracy[bits] for bits in widths]
+    reference = 100 * data.float_accuracy
+    axes.axhline(reference, color=FLOAT_COLOR, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
+    axes.plot(range(len(widths)), values, color="#bbbbbb", linewidth=1.4, zorder=2)
+    for x, (bits, value) in enumerate(zip(widths, values, strict=True)):
+        axes.scatter(x, value, s=95, color=COLORS[bits], edgecolor="white", linewidth=1.2, zorder=3)
+        below = value <= reference
+        axes.annotate(
+            f"{value:.2f}",
+            (x, value),
+            xytext=(0, -11 if below else 11),
+            textcoords="offset points",
+            ha="center",
+            va="top" if below else "bottom",
+            fontsize=9.5,
+            fontweight="bold",
+            color=COLORS[bits],
+        )
+    right = len(widths) - 0.42
+    axes.text(right, reference, f" float\n {reference:.2f}", va="center", ha="left", fontsize=9.5, color=FLOAT_COLOR)
+    low, high = min([*values, reference]), max([*values, reference])
+    margin = max(0.3 * (high - low), 0.5)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlim(-0.5, right)
+    axes.set_xticks(range(len(widths)), [f"{bits} bits" for bits in widths])
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("held-out accuracy, %")
+    axes.set_title("One stored network at every width")
+    return bool(widths)
+
+
+def _curves(figure: Figure, data: PlotData) -> bool:
+    left, right = figure.subplots(1, 2)
+    drawn = [_lines(left, data, "train", "loss", log=True), _lines(right, data, "held-out", "accuracy", scale=100)]
+    right.axhline(100 * data.float_accuracy, color=FLOAT_COLOR, linestyle=(0, (5, 3)), linewidth=1.2, label="float")
+    _zoom(right, data)
+    left.set_ylabel("cross-entropy")
+    left.set_title("Training loss")
+    right.set_ylabel("held-out accuracy, %")
+    right.set_title("Held-out accuracy")
+    _legend(figure, right)
+    return any(drawn)
+
+
+def _gradients(figure: Figure, data: PlotData) -> bool:
+    left, right = figure.subplots(1, 2, sharey=True)
+    drawn = [
+        _lines(left, data, "train", "scale_gradient", log=True),
+        _lines(right, data, "train", "scaled_gradient", log=True),
+    ]
+    left.set_ylabel("mean over layers of max |∇s|")
+    left.set_title("Before ALRS: |∇s|")
+    right.set_title("After ALRS: |∇s| · λ_b / λ")
+    right.tick_params(labelleft=True)
+    _legend(figure, left)
+    return any(drawn)
+
+
+def _lines(axes: Axes, data: PlotData, split: str, column: str, *, scale: float = 1, log: bool = False) -> bool:
+    """Draw a column for every width; a log axis leaves out what is not positive."""
+    drawn = False
+    for bits in data.widths:
+        epochs, values = data.series(split, bits, column)
+        points = [(x, scale * y) for x, y in zip(epochs, values, strict=True) if y > 0 or not log]
+        if points:
+            few = len(points) <= 40 and split == "held-out"
+            axes.plot(
+                *zip(*points, strict=True), color=COLORS[bits], label=label(bits), marker="o" if few else "", ms=3.5
+            )
+            drawn = True
+    if log and drawn:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.02)
+    return drawn
+
+
+def _zoom(axes: Axes, data: PlotData) -> None:
+    """Show the part of the curves after the first epoch in full; what lies below, before training, may be cut."""
+    later = [
+        100 * row.accuracy
+        for row in data.rows
+        if (row.phase, row.split) == ("joint", "held-out") and row.epoch > 0 and row.accuracy is not None
+    ]
+    values = [*later, 100 * data.float_accuracy]
+    margin = max(0.08 * (max(values) - min(values)), 0.3)
+    axes.set_ylim(min(values) - margin, min(max(values) + margin, 100.5))
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
