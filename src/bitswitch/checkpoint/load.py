@@ -56,10 +56,7 @@ def load(
         PrecisionError, UnknownLayerError, ArgumentError: `bits` is invalid, or `into` is not a module.
         PrepareError: `into` is prepared already.
     """
-    if not isinstance(into, nn.Module):
-        raise ArgumentError(f"into= takes a torch.nn.Module; got {type(into).__name__}")
-    if "_bitswitch" in into.__dict__ or any(True for _ in iter_layers(into)):
-        raise PrepareError("into= takes a float model, and this one is prepared; build the float model again")
+    _check_float(into)
     folder = Path(folder)
     config = read_config(folder)
     precision = config.precision if bits is None else Precision.of(bits)
@@ -75,6 +72,13 @@ def load(
     state.source = FolderPlanes(folder.absolute(), config)
     switch(model, precision)
     return model.eval()
+
+
+def _check_float(into: nn.Module) -> None:
+    if not isinstance(into, nn.Module):
+        raise ArgumentError(f"into= takes a torch.nn.Module; got {type(into).__name__}")
+    if "_bitswitch" in into.__dict__ or any(True for _ in iter_layers(into)):
+        raise PrepareError("into= takes a float model, and this one is prepared; build the float model again")
 
 
 def _switchable_copy(into: nn.Module, folder: Path, config: CheckpointConfig) -> nn.Module:

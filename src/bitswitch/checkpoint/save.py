@@ -64,12 +64,19 @@ def save(
     folder = Path(folder)
     with locked(folder):
         _refuse_loss(folder, state, layers, weights)
-        record = write_tensors(folder, "base", base)
-        planes = _write_planes(folder, config, layers)
-        members = {**config.to_json(), "base": record.to_json(), "planes": [plane.to_json() for plane in planes]}
-        parse_config(members, "the new config.json")
-        write_document(folder, CONFIG_NAME, members)
-        remove_unreferenced(folder, _STEMS, {record.file, *(plane.file for plane in planes)})
+        _write(folder, config, base, layers)
+
+
+def _write(
+    folder: Path, config: CheckpointConfig, base: Mapping[str, Tensor], layers: Mapping[str, SwitchableLayer]
+) -> None:
+    record = write_tensors(folder, "base", base)
+    planes = _write_planes(folder, config, layers)
+    members = {**config.to_json(), "base": record.to_json(), "planes": [plane.to_json() for plane in planes]}
+    # Nothing is put in the place of a good checkpoint that could not be opened.
+    parse_config(members, "the new config.json")
+    write_document(folder, CONFIG_NAME, members)
+    remove_unreferenced(folder, _STEMS, {record.file, *(plane.file for plane in planes)})
 
 
 def _draft(
