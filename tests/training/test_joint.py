@@ -208,7 +208,7 @@ def test_accumulate_is_algorithm_a1(shared: bool) -> None:
                 scale = layer.weight_quantizer.scale_for(bits)
                 old = next(o for p, o in zip(scales, before, strict=True) if p is scale.parameter)
                 grad = scale.parameter.grad if old is None else scale.parameter.grad - old
-                terms.append(float((grad / scale.value()).abs()))
+                terms.append((grad / scale.value()).abs().item())
             assert result.widths[bits].scale_gradient == pytest.approx(sum(terms) / len(terms), rel=1e-2)
         adam.step()
     for name, value in model.named_parameters():
@@ -270,7 +270,7 @@ def test_distillation_from_the_highest_width() -> None:
     assert result.widths[8].distillation is None
     assert result.widths[8].loss == result.widths[8].task
     for bits in (4, 2):
-        distance = float(divergence(logits[bits], logits[8], 2.0))
+        distance = divergence(logits[bits], logits[8], 2.0).item()
         assert result.widths[bits].distillation == pytest.approx(distance, rel=1e-4)
         assert result.widths[bits].loss == pytest.approx(result.widths[bits].task + 0.7 * distance, rel=1e-5)
 
