@@ -49,8 +49,9 @@ def test_shown_signature_names_all_parameters_in_order(name: str) -> None:
     shown = generator.signature(name, found)
     if shown:
         expected = [parameter for parameter in inspect.signature(found).parameters if parameter != "self"]
-        stub: dict[str, object] = {}
-        # The signature is valid Python, so Python can say what it means.
-        exec(f"from __future__ import annotations\ndef {re.sub(r'^[\w.]+[.]', '', shown)}: ...", stub)
-        (function,) = (value for value in stub.values() if inspect.isfunction(value))
+        # The signature without its owner is valid Python, so Python can say what it means.
+        bare = re.sub(r"^[\w.]+[.]", "", shown)
+        scope: dict[str, object] = {}
+        exec(f"from __future__ import annotations\ndef {bare}: ...", scope)
+        (function,) = (value for value in scope.values() if inspect.isfunction(value))
         assert list(inspect.signature(function).parameters) == expected

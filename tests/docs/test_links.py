@@ -18,7 +18,9 @@ def test_relative_links_resolve(path: Path) -> None:
             continue
         target, _, fragment = link.partition("#")
         file = path.parent / target if target else path
-        if not file.exists() or (fragment and file.suffix == ".md" and fragment not in anchors(file.read_text("utf-8"))):
+        if not file.exists() or (
+            fragment and file.suffix == ".md" and fragment not in anchors(file.read_text("utf-8"))
+        ):
             broken.append(link)
     assert not broken
 
