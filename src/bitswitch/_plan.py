@@ -18,7 +18,7 @@ from bitswitch.quantizers import GRANULARITIES
 
 Selector = str | type[nn.Module]
 
-NOT_REACHED = "its forward is not called on the example inputs"
+NOT_REACHED = "its forward is not called on the example inputs in evaluation mode"
 
 
 class BitswitchWarning(UserWarning):
@@ -231,7 +231,7 @@ def _warn(entries: Mapping[str, LayerEntry]) -> None:
         warnings.warn(
             f"{len(named)} layers with weights stay in full precision:\n" + "\n".join(named),
             BitswitchWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

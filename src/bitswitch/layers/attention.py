@@ -169,7 +169,7 @@ def project(attention: nn.Module) -> None:
     attention._qkv_same_embed_dim = False
     output: nn.Module = attention.out_proj
     if type(output) is NonDynamicallyQuantizableLinear:
-        output.__class__ = nn.Linear
+        output.__class__ = nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
     attention.__class__ = _projected_class(type(attention))
 
 

@@ -121,7 +121,7 @@ class WeightQuantizer(nn.Module):
             return weight, scale
         if self.granularity == "channel":
             return weight, scale.reshape(scale.shape + (1,) * (weight.dim() - scale.dim()))
-        rows = weight.reshape(*scale.shape[:-1], -1)
+        rows = weight.flatten(scale.dim() - 1)
         return rows.unflatten(-1, (scale.shape[-1], -1)), scale.unsqueeze(-1)
 
     def forward(self, weight: Tensor, bits: int, rows: Tensor | None = None) -> Tensor:

@@ -1,0 +1,58 @@
+"""Embeddings look rows up before they round them, which is the same as the other way round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.layers.reference import BITS, seeded, switchable, weight_of
+
+TOKENS = torch.tensor([[0, 3, 3], [6, 2, 0]])
+
+
+def embedding(granularity: str = "tensor", **options: Any) -> Any:
+    torch.manual_seed(0)
+    return switchable(nn.Embedding(7, 6, **options), granularity, 3 if granularity == "group" else None, signed=None)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+@pytest.mark.parametrize("tokens", [TOKENS, TOKENS[0], torch.tensor(4), torch.zeros(0, dtype=torch.int64)], ids=str)
+def test_lookup_of_the_quantized_table(granularity: str, tokens: Tensor) -> None:
+    layer = embedding(granularity)
+    expected = {}
+    for bits in BITS:
+        layer.bits = bits
+        expected[bits] = weight_of(layer, bits)[tokens]
+        assert torch.equal(layer(tokens), expected[bits])
+    layer.set_codes(layer.weight_codes(8), layer.weight_quantizer.scale.value().detach(), 8)
+    for bits in BITS:
+        layer.bits = bits
+        assert torch.equal(layer(tokens), expected[bits])
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+def test_gradients_are_those_of_the_whole_table(granularity: str) -> None:
+    layer, table = embedding(granularity), embedding(granularity)
+    direction = seeded(2, 3, 6)
+    layer.bits = table.bits = 4
+    layer(TOKENS).backward(direction)
+    table.quantized_weight()[TOKENS].backward(direction)
+    torch.testing.assert_close(layer.weight.grad, table.weight.grad)
+    torch.testing.assert_close(layer.weight_quantizer.scale.log.grad, table.weight_quantizer.scale.log.grad)
+
+
+def test_the_padding_row_gets_no_gradient() -> None:
+    layer = embedding(padding_idx=3)
+    layer(TOKENS).sum().backward()
+    assert bool((layer.weight.grad[3] == 0).all())
+    assert bool((layer.weight.grad[0] != 0).any())
+
+
+def test_rows_keep_the_type_of_the_table() -> None:
+    layer = embedding().to(torch.bfloat16)
+    assert layer(TOKENS).dtype == torch.bfloat16
+    layer.set_codes(layer.weight_codes(8), layer.weight_quantizer.scale.value().detach(), 8)
+    assert layer.codes.dtype == torch.int8
