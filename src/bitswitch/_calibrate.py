@@ -1,4 +1,4 @@
-"""Set the activation scales from data."""
+"""Set activation scales and BatchNorm statistics from data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitswitch._batch_norm import Moments, record_moments, shift_statistics
 from bitswitch._initial import best_input_scale
 from bitswitch._plan import Request
 from bitswitch._prepare import complete
@@ -16,6 +17,7 @@ from bitswitch.errors import CalibrationError, PrepareError
 from bitswitch.layers.base import float_forward, iter_layers
 from bitswitch.layers.table import state_of, unwrap
 from bitswitch.quantizers import ActivationQuantizer
+from bitswitch.switching import at
 
 _SAMPLES_PER_LAYER = 1 << 15
 
@@ -58,48 +60,69 @@ def default_forward(model: nn.Module, batch: Any) -> Any:
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, batches: Iterable[Any], *, forward: Callable[[nn.Module, Any], Any] | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    batch_norm: bool = True,
 ) -> None:
-    """Set the activation scales and zero points of every width from data.
+    """Set the activation scales of every width from data, and move its BatchNorm statistics by what it changes.
 
-    The float network is run on the batches; each layer's scale of each width is the minimiser of the squared error on a
-    sample of its inputs, Eq. (4)–(5). A model that was prepared without example inputs is completed by the first batch.
+    The float network is run on the batches; each layer's scale and zero point of each width are the minimisers of the
+    squared error on a sample of its inputs, Eq. (4)–(5). Then every width is run, and where its BatchNorms see another
+    mean and variance than those of the float network, their running statistics move by the difference. A model that
+    was prepared without example inputs is completed by the first batch.
 
     Args:
-        model: a prepared model, changed in place; its mode is restored.
-        batches: what `forward` takes; a few hundred examples are enough.
+        model: a prepared model, changed in place; its mode and precision are restored.
+        batches: what `forward` takes; a few hundred examples are enough. They are kept until the end.
         forward: calls the model on one batch. By default a tensor or the first item of a tuple is passed as it is, and
             a mapping as keyword arguments.
+        batch_norm: move the BatchNorm statistics. That happens at the first calibration only, while all widths still
+            have those of the float network.
 
     Raises:
         CalibrationError: there are no batches, or a layer's input is NaN or infinite.
         PrepareError: a quantized layer's forward never ran.
     """
     forward = forward or default_forward
-    iterator = iter(batches)
-    try:
-        first = next(iterator)
-    except StopIteration:
-        raise CalibrationError("calibrate needs at least one batch") from None
-    _complete_if_pending(model, first, forward)
-    state_of(model)
+    kept = list(batches)
+    if not kept:
+        raise CalibrationError("calibrate needs at least one batch")
+    _complete_if_pending(model, kept[0], forward)
+    state = state_of(model)
     network = unwrap(model)
-    recorders = {name: _Recorder(name) for name, _ in iter_layers(network)}
+
+    def run() -> None:
+        for batch in kept:
+            forward(network, batch)
+
     modes = {module: module.training for module in network.modules()}
+    try:
+        network.eval()
+        float_moments = _set_all_input_scales(network, run)
+        if batch_norm and not state.calibrated:
+            for bits in state.bits:
+                with at(network, bits):
+                    shift_statistics(network, float_moments, run)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    state.calibrated = True
+
+
+def _set_all_input_scales(network: nn.Module, run: Callable[[], None]) -> list[list[Moments]]:
+    """Set the scales and return the moments that the BatchNorms saw in the float network."""
+    recorders = {name: _Recorder(name) for name, _ in iter_layers(network)}
     handles = [
         layer.register_forward_pre_hook(recorders[name], with_kwargs=True) for name, layer in iter_layers(network)
     ]
     try:
-        network.eval()
         with float_forward(network):
-            forward(network, first)
-            for batch in iterator:
-                forward(network, batch)
+            float_moments = record_moments(network, run)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     idle = [name for name, recorder in recorders.items() if not recorder.samples]
     if idle:
         raise PrepareError(
@@ -109,6 +132,7 @@ def calibrate(
     for name, layer in iter_layers(network):
         if layer.input_quantizer is not None:
             _set_input_scales(layer.input_quantizer, recorders[name])
+    return float_moments
 
 
 def _complete_if_pending(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any]) -> None:

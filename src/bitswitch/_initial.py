@@ -12,7 +12,7 @@ from bitswitch.layers.base import SwitchableLayer
 from bitswitch.quantizers import WeightQuantizer
 from bitswitch.rounding import dequantize, double_round, int_range
 
-_NUM_WEIGHT_CANDIDATES = 48
+_NUM_WEIGHT_CANDIDATES = 64
 _MAX_WEIGHTS_PER_SCALE = 1 << 16
 _NUM_INPUT_CANDIDATES = 48
 _SMALLEST_SCALE = 1e-8
@@ -21,7 +21,8 @@ _SMALLEST_SCALE = 1e-8
 def initialize_weight_scale(layer: SwitchableLayer) -> None:
     """Set the weight scales of a trainable layer to the minimisers of the quantization error.
 
-    A shared scale minimises the product over all widths of ‖Ŵ_b − W‖², so that no width gains by ruining another.
+    A shared scale minimises the sum over all widths of the relative error ‖Ŵ_b − W‖ / ‖W‖. That clips the weights of the stored width,
+    so that the codes of the lowest stay alive; `calibrate` then corrects what clipping does to BatchNorm.
 
     Args:
         layer: a trainable layer.
@@ -50,7 +51,7 @@ def _blocks(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
 
 
 def best_weight_scale(blocks: Tensor, bits: tuple[int, ...]) -> Tensor:
-    """Return, for each row, the scale s_h that minimises Σ_b log ‖Ŵ_b − W‖² over a grid of candidates.
+    """Return, for each row, the scale s_h that minimises Σ_b ‖Ŵ_b − W‖ over a grid of candidates.
 
     Args:
         blocks: float32 matrix (scales, weights).
@@ -69,8 +70,7 @@ def best_weight_scale(blocks: Tensor, bits: tuple[int, ...]) -> Tensor:
         cost = torch.zeros_like(top)
         for b in bits:
             codes = double_round(blocks, scale[:, None], bits[0], b)
-            error = (dequantize(codes, scale[:, None], bits[0], b) - blocks).square_().sum(1)
-            cost += error.clamp_(min=1e-30).log_()
+            cost += torch.linalg.vector_norm(dequantize(codes, scale[:, None], bits[0], b) - blocks, dim=1)
         better = cost < best_cost
         best = torch.where(better, scale, best)
         best_cost = torch.where(better, cost, best_cost)

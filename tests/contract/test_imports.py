@@ -16,7 +16,7 @@ LEVELS = [
     {"errors", "precision", "rounding", "_files"},
     {"quantizers"},
     {"layers"},
-    {"_trace", "_plan", "_initial", "_prepare", "_calibrate", "switching", "_summary"},
+    {"_trace", "_plan", "_initial", "_batch_norm", "_prepare", "_calibrate", "switching", "_summary"},
     {"training", "mixed", "checkpoint", "runtime"},
     {"export", "integrations", "models", "data"},
     {"report", "recipes"},

@@ -70,6 +70,7 @@ def load(
     _set_weights(model, config, scales, codes, needed)
     state = state_of(model)
     state.source = FolderPlanes(folder.absolute(), config)
+    state.calibrated = True
     switch(model, precision)
     return model.eval()
 

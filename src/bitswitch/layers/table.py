@@ -144,6 +144,7 @@ class ModelState:
         precision: the active precision.
         options: how its quantizers learn.
         source: where missing bit planes can be read, for a model that was loaded.
+        calibrated: whether `calibrate` or `load` has set what the float network does not have.
     """
 
     bits: tuple[int, ...]
@@ -151,6 +152,7 @@ class ModelState:
     precision: Precision
     options: QuantizerOptions = field(default_factory=QuantizerOptions)
     source: PlaneSource | None = None
+    calibrated: bool = False
 
 
 def unwrap(model: nn.Module) -> nn.Module:
