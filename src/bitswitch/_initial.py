@@ -21,8 +21,8 @@ _SMALLEST_SCALE = 1e-8
 def initialize_weight_scale(layer: SwitchableLayer) -> None:
     """Set the weight scales of a trainable layer to the minimisers of the quantization error.
 
-    A shared scale minimises the sum over all widths of the relative error ‖Ŵ_b − W‖ / ‖W‖. That clips the weights of the stored width,
-    so that the codes of the lowest stay alive; `calibrate` then corrects what clipping does to BatchNorm.
+    A shared scale minimises the sum over all widths of the relative error ‖Ŵ_b − W‖ / ‖W‖. That clips the weights of
+    the stored width, so that the codes of the lowest stay alive; `calibrate` corrects what clipping does to BatchNorm.
 
     Args:
         layer: a trainable layer.
