@@ -21,7 +21,7 @@ MAX_JSON_DIGITS = 40
 _SEAL_START = b'{"sha256":"'
 _SEAL_END = b'",'
 _SEAL_LENGTH = len(_SEAL_START) + 64 + len(_SEAL_END)
-_STRUCTURE = re.compile(rb'\\.|["\[\]{},]', re.DOTALL)
+_STRUCTURE = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -108,7 +108,10 @@ def unseal(raw: bytes, where: str) -> dict[str, Any]:
 
 def _check_structure(raw: bytes, where: str) -> None:
     """Bound depth and number of values before the parser allocates anything."""
-    depth = values = 0
+    # Those inside strings count too, so that there is nothing to parse yet.
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise CheckpointError(f"{where}: expected JSON with at most {MAX_JSON_VALUES} commas and opening brackets")
+    depth = 0
     in_string = False
     for match in _STRUCTURE.finditer(raw):
         token = match[0]
@@ -116,17 +119,10 @@ def _check_structure(raw: bytes, where: str) -> None:
             in_string = not in_string
         elif in_string or token[0] == 0x5C:
             continue
-        elif token in b"[{":
-            depth += 1
-            values += 1
-        elif token in b"]}":
-            depth -= 1
         else:
-            values += 1
-        if depth > MAX_JSON_DEPTH:
-            raise CheckpointError(f"{where}: expected JSON nested at most {MAX_JSON_DEPTH} deep")
-        if values > MAX_JSON_VALUES:
-            raise CheckpointError(f"{where}: expected JSON with at most {MAX_JSON_VALUES} values")
+            depth += 1 if token in b"[{" else -1
+            if depth > MAX_JSON_DEPTH:
+                raise CheckpointError(f"{where}: expected JSON nested at most {MAX_JSON_DEPTH} deep")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
