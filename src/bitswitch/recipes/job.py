@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,9 +93,8 @@ def run_recipe(recipe: Recipe, path: str | os.PathLike[str], observer: Observer 
     with RunFolder(path, run_config(recipe)) as folder:
         done = folder.read_results()
         if done is None:
-            if recipe.run.deterministic:
-                _be_deterministic()
-            done = _Job(recipe, folder, device, observer or Observer()).run().to_json()
+            with _deterministic(recipe.run.deterministic):
+                done = _Job(recipe, folder, device, observer or Observer()).run().to_json()
             folder.write_results(done)
             folder.note_time()
         if distributed.is_main():
@@ -206,8 +206,15 @@ class _Job:
         return [row.accuracy or 0.0 for row in rows if row.bits == FLOAT_BITS][-1]
 
 
-def _be_deterministic() -> None:
-    # cuBLAS reads it when it starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Let PyTorch refuse operations that give other results in every run, inside the context."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        # cuBLAS reads it when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bitswitch.training.run_metrics import FLOAT_BITS, MetricsRow
@@ -128,6 +130,8 @@ def _accuracy(figure: Figure, data: PlotData) -> bool:
             fontsize=9.5,
             fontweight="bold",
             color=COLORS[bits],
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+            zorder=4,
         )
     right = len(widths) - 0.42
     axes.text(right, reference, f" float\n {reference:.2f}", va="center", ha="left", fontsize=9.5, color=FLOAT_COLOR)
@@ -161,9 +165,9 @@ def _gradients(figure: Figure, data: PlotData) -> bool:
         _lines(left, data, "train", "scale_gradient", log=True),
         _lines(right, data, "train", "scaled_gradient", log=True),
     ]
-    left.set_ylabel("mean over layers of max |∇s|")
-    left.set_title("Before ALRS: |∇s|")
-    right.set_title("After ALRS: |∇s| · λ_b / λ")
+    left.set_ylabel(r"mean over layers of max $|\nabla s|$")
+    left.set_title(r"Before ALRS: $|\nabla s|$")
+    right.set_title(r"After ALRS: $|\nabla s|\cdot\lambda_b/\lambda$")
     right.tick_params(labelleft=True)
     _legend(figure, left)
     return any(drawn)
@@ -183,11 +187,15 @@ def _lines(axes: Axes, data: PlotData, split: str, column: str, *, scale: float 
             drawn = True
     if log and drawn:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(_power))
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.02)
     return drawn
+
+
+def _power(value: float, _position: int) -> str:
+    return f"{value:g}" if 1e-3 <= value <= 1e3 else f"$10^{{{math.log10(value):.0f}}}$"
 
 
 def _zoom(axes: Axes, data: PlotData) -> None:
@@ -204,5 +212,8 @@ def _zoom(axes: Axes, data: PlotData) -> None:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
+    handles = [
+        Line2D([], [], color=h.get_color(), linestyle=h.get_linestyle()) for h in handles if isinstance(h, Line2D)
+    ]
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

@@ -1,0 +1,108 @@
+"""A whole job on a few images: what it leaves behind, and that it is not done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import bitswitch as bs
+from bitswitch.checkpoint import read_info
+from bitswitch.errors import ConfigError
+from bitswitch.models import Architecture
+from bitswitch.recipes import Recipe
+from bitswitch.recipes.job import CHECKPOINT_FOLDER, Results, run_recipe
+from bitswitch.recipes.stored import open_checkpoint, stored_recipe
+from bitswitch.training.run_loop import Observer, Phase
+from bitswitch.training.run_metrics import read_metrics
+
+Finished = tuple[Path, Results]
+
+
+class Forbidden(Observer):
+    def begin(self, phase: Phase, step: int) -> None:
+        raise AssertionError("a finished run was trained again")
+
+
+def test_what_was_trained_is_what_was_stored(finished: Finished) -> None:
+    folder, results = finished
+    last = [row for row in read_metrics(folder / "metrics.csv") if (row.phase, row.split) == ("joint", "held-out")]
+    assert {row.bits: row.accuracy for row in last[-3:]} == results.accuracy
+    assert [row.epoch for row in last] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_metrics_of_every_width_and_step(finished: Finished) -> None:
+    rows = [r for r in read_metrics(finished[0] / "metrics.csv") if (r.phase, r.split) == ("joint", "train")]
+    assert [(row.step, row.bits) for row in rows] == [(step, bits) for step in range(1, 7) for bits in (8, 4, 2)]
+    for row in rows:
+        assert row.scale_gradient is not None
+        assert row.scaled_gradient is not None
+        assert row.lr is not None
+        assert row.scale_lr is not None
+        assert row.scaled_gradient == pytest.approx(row.scale_gradient * row.scale_lr / row.lr)
+
+
+def test_files_of_a_finished_run(finished: Finished) -> None:
+    folder, results = finished
+    for name in ("config.json", "metrics.csv", "results.json", "timing.json", "log.txt", "report.html", "state.json"):
+        assert (folder / name).is_file(), name
+    assert {path.name for path in (folder / "plots").iterdir()} == {
+        "accuracy_by_width.png",
+        "learning_curves.png",
+        "scale_gradients.png",
+    }
+    info = read_info(folder / CHECKPOINT_FOLDER)
+    assert info.bytes_at == results.bytes_at
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_checkpoint_needs_nothing_but_its_folder(finished: Finished, tiny: Recipe) -> None:
+    info = read_info(finished[0] / CHECKPOINT_FOLDER)
+    assert info.config.architecture == Architecture.of("digits-cnn", width=4).to_json()
+    model = open_checkpoint(info, 4)
+    assert bs.summary(model).bits == (8, 4, 2) if hasattr(bs, "summary") else True
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert stored_recipe(info.folder) == tiny
+
+
+def test_a_finished_run_is_only_read(finished: Finished, tiny: Recipe) -> None:
+    folder, results = finished
+    before = (folder / "metrics.csv").read_bytes()
+    assert run_recipe(tiny, folder, Forbidden()) == results
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_another_configuration_is_refused_by_name(finished: Finished, tiny: Recipe) -> None:
+    with pytest.raises(ConfigError, match=r"was started with recipe.joint.lr=0.002, this command says 0.1"):
+        run_recipe(tiny.replace(joint={"lr": 0.1}), finished[0])
+
+
+def test_job_keeps_the_determinism_of_its_caller(finished: Finished) -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("distill", ["float", "self"])
+def test_other_options(tiny: Recipe, tmp_path: Path, distill: str) -> None:
+    recipe = tiny.replace(
+        start={"optimizer": "sgd", "lr": 0.01},
+        joint={"epochs": 1, "distill": distill, "clip_grad_norm": 1.0, "label_smoothing": 0.1, "moments": "separate"},
+        run={"autocast": "bfloat16", "channels_last": True},
+    )
+    results = run_recipe(recipe, tmp_path / "run")
+    assert set(results.accuracy) == {8, 4, 2}
+
+
+def test_start_from_a_file(tiny: Recipe, finished: Finished, tmp_path: Path) -> None:
+    stored = json.loads((finished[0] / "float-model.json").read_text())
+    weights = finished[0] / stored["data"]["file"]
+    recipe = tiny.replace(start={"epochs": 0, "weights": str(weights)}, joint={"epochs": 0})
+    results = run_recipe(recipe, tmp_path / "run")
+    assert results.float_accuracy == finished[1].float_accuracy
+
+
+def test_data_folder_must_be_named(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITSWITCH_DATA", raising=False)
+    with pytest.raises(ConfigError, match="BITSWITCH_DATA"):
+        run_recipe(tiny.replace(data={"kind": "cifar10"}), tmp_path / "run")

@@ -1,0 +1,178 @@
+"""Run folders: ownership, configuration, metrics that are cut back, windows, random numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bitswitch.errors import CheckpointError, ConfigError
+from bitswitch.training.run import RunFolder, is_locked, read_json, write_json
+from bitswitch.training.run_loop import Cadence, Observer, run_phase
+from bitswitch.training.run_metrics import MetricsFile, MetricsRow, Window, read_metrics
+from bitswitch.training.run_state import load_model_state, random_state, set_random_state
+
+CONFIG = {"recipe": {"joint": {"lr": 0.1, "epochs": 3}}, "processes": 1}
+CPU = torch.device("cpu")
+
+
+class Stop(Exception):
+    """Stands for a crash."""
+
+
+class Dropping:
+    """A phase whose steps depend on the model, on an optimizer's state and on random numbers."""
+
+    name = "joint"
+    epochs = 3
+    steps_per_epoch = 5
+    device = CPU
+
+    def __init__(self, crash_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+        self.momentum = torch.zeros(4, 4)
+        self.crash_at = crash_at
+        self.done = 0
+
+    def batches(self, epoch: int, start_step: int) -> Iterator[Any]:
+        for step in range(start_step, self.steps_per_epoch):
+            yield torch.full((2, 4), float(epoch * 10 + step) / 30)
+
+    def step(self, batch: Any) -> Mapping[int, Mapping[str, float]]:
+        if self.done == self.crash_at:
+            raise Stop
+        self.done += 1
+        loss = self.model(batch).square().mean()
+        weight = self.model.get_parameter("0.weight")
+        (gradient,) = torch.autograd.grad(loss, weight)
+        self.momentum = 0.9 * self.momentum + gradient
+        with torch.no_grad():
+            weight -= 0.05 * self.momentum
+        return {8: {"loss": loss.item(), "lr": 0.1}, 2: {"loss": 2 * loss.item(), "lr": 0.1}}
+
+    def evaluate(self) -> Mapping[int, float]:
+        return {8: float(self.model.get_parameter("0.weight").mean().detach())}
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        return {"momentum": self.momentum}, None
+
+    def load_state(self, tensors: Mapping[str, Tensor], meta: Any) -> None:
+        self.momentum = tensors["momentum"]
+
+
+def train(folder: Path, crash_at: int | None = None) -> Dropping:
+    phase = Dropping(crash_at)
+    with RunFolder(folder, CONFIG) as run:
+        run_phase(phase, run, Cadence(log_every=2, checkpoint_every=3, evaluate_every=2), Observer())
+    return phase
+
+
+@pytest.mark.parametrize("crashes", [[0], [4], [7, 3], [14], [5, 5, 1]])
+def test_crashed_phases_end_in_the_same_bytes(tmp_path: Path, crashes: list[int]) -> None:
+    whole = train(tmp_path / "whole")
+    for crash in crashes:
+        with pytest.raises(Stop):
+            train(tmp_path / "crashed", crash)
+    resumed = train(tmp_path / "crashed")
+    for name in ("config.json", "metrics.csv"):
+        assert (tmp_path / "crashed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key])
+
+
+def test_rows_and_evaluations_come_when_they_should(tmp_path: Path) -> None:
+    train(tmp_path)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [(r.epoch, r.step) for r in rows if r.split == "held-out"] == [(0, 0), (2, 10), (3, 15)]
+    train_rows = [(r.epoch, r.step) for r in rows if r.split == "train" and r.bits == 2]
+    # Every second step of an epoch, and what is left at its end.
+    assert train_rows == [(1, 2), (1, 4), (1, 5), (2, 7), (2, 9), (2, 10), (3, 12), (3, 14), (3, 15)]
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, CONFIG):
+        assert is_locked(tmp_path)
+        with pytest.raises(ConfigError, match="another process is running"):
+            RunFolder(tmp_path, CONFIG)
+    assert not is_locked(tmp_path)
+
+
+def test_other_configuration_names_the_field(tmp_path: Path) -> None:
+    RunFolder(tmp_path, CONFIG).close()
+    RunFolder(tmp_path, json.loads(json.dumps(CONFIG))).close()
+    changed = {"recipe": {"joint": {"lr": 0.2, "epochs": 4}}, "processes": 1}
+    with pytest.raises(ConfigError, match=r"recipe.joint.lr=0.1, this command says 0.2 \(and 1 more"):
+        RunFolder(tmp_path, changed)
+    assert not is_locked(tmp_path)
+
+
+def test_folders_of_others_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="not a run folder: it holds 'thesis.tex'"):
+        RunFolder(tmp_path, CONFIG)
+
+
+def test_metrics_are_cut_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path)
+    file.start()
+    file.write([MetricsRow("joint", "train", 1, 1, 8, loss=0.1 + 0.2)])
+    size = file.sync()
+    file.write([MetricsRow("joint", "train", 1, 2, 8, loss=9.0)])
+    again = MetricsFile(path)
+    again.start(size)
+    assert read_metrics(path) == [MetricsRow("joint", "train", 1, 1, 8, loss=0.1 + 0.2)]
+    assert path.stat().st_size == size
+
+
+def test_metrics_that_lost_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected at least 100 bytes, found 0"):
+        MetricsFile(tmp_path / "metrics.csv").start(100)
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n"])
+def test_other_tables_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(CheckpointError, match="expected the columns"):
+        read_metrics(tmp_path / "metrics.csv")
+
+
+def test_window_means_and_state() -> None:
+    window, copy = Window(), Window()
+    window.add({8: {"loss": 1.0, "lr": 0.5}, 2: {"loss": 3.0, "lr": 0.5}})
+    copy.load_state(json.loads(json.dumps(window.state(), sort_keys=True)))
+    for each in (window, copy):
+        each.add({8: {"loss": 2.0, "lr": 0.25}, 2: {"loss": 5.0, "lr": 0.25}})
+        rows = each.flush("joint", 1, 2)
+        assert [(row.bits, row.loss, row.lr) for row in rows] == [(8, 1.5, 0.25), (2, 4.0, 0.25)]
+        assert each.flush("joint", 1, 3) == []
+
+
+def test_random_state_comes_back() -> None:
+    state = random_state(CPU)
+    first = torch.rand(3)
+    set_random_state(state, CPU)
+    assert torch.equal(torch.rand(3), first)
+    with pytest.raises(CheckpointError, match="random state has the shape"):
+        set_random_state(torch.cat([state, state]), CPU)
+
+
+def test_state_of_another_network_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="another network"):
+        load_model_state(nn.Linear(2, 2), {"weight": torch.zeros(2, 2)})
+
+
+def test_json_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    assert read_json(path) is None
+    write_json(path, {"width": [8, 4]})
+    assert read_json(path) == {"width": [8, 4]}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"loss": float("nan")})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
