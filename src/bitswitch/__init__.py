@@ -2,6 +2,7 @@
 
 from bitswitch._calibrate import calibrate
 from bitswitch._prepare import prepare, unfreeze
+from bitswitch._summary import summary
 from bitswitch.checkpoint import load, save
 from bitswitch.errors import BitswitchError
 from bitswitch.precision import Precision
@@ -19,6 +20,7 @@ __all__ = [
     "load",
     "prepare",
     "save",
+    "summary",
     "switch",
     "unfreeze",
 ]
