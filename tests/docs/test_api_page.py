@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import re
@@ -51,7 +52,8 @@ def test_shown_signature_names_all_parameters_in_order(name: str) -> None:
         expected = [parameter for parameter in inspect.signature(found).parameters if parameter != "self"]
         # The signature without its owner is valid Python, so Python can say what it means.
         bare = re.sub(r"^[\w.]+[.]", "", shown)
-        scope: dict[str, object] = {}
-        exec(f"from __future__ import annotations\ndef {bare}: ...", scope)
-        (function,) = (value for value in scope.values() if inspect.isfunction(value))
-        assert list(inspect.signature(function).parameters) == expected
+        (function,) = ast.parse(f"def {bare}: ...").body
+        assert isinstance(function, ast.FunctionDef)
+        given = function.args
+        found_names = [*given.args, given.vararg, *given.kwonlyargs, given.kwarg]
+        assert [argument.arg for argument in found_names if argument is not None] == expected
