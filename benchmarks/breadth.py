@@ -43,7 +43,7 @@ SIZES = {
     "mobilenet_v3_small": 32,
     "shufflenet_v2_x0_5": 32,
     "mnasnet0_5": 32,
-    "efficientnet_b0": 32,
+    "efficientnet_b0": 64,
     "regnet_y_400mf": 32,
     "convnext_tiny": 32,
     "googlenet": 32,
@@ -150,8 +150,10 @@ def train_steps(model: nn.Module, inputs: Any, bits: tuple[int, ...]) -> set[str
             loss = loss_of(run(model, inputs))
         loss.backward()
         if not bool(loss.isfinite()):
-            raise ArithmeticError(f"the loss at {width} bits is {float(loss)}")
+            raise ArithmeticError(f"the loss at {width} bits is {loss.item()}")
         executed &= {name for name, layer in layers.items() if counts[name] and _has_gradient(layer)}
+        # Networks with random weights, two images and maps of one pixel have steep gradients.
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     model.eval()
@@ -181,7 +183,7 @@ def outputs(model: nn.Module, inputs: Any, requests: list[Any]) -> list[Tensor]:
 
 @torch.no_grad()
 def settle(network: nn.Module, inputs: Any) -> None:
-    """Give BatchNorms the statistics of the inputs: with those of a new one, the signal of a random network vanishes."""
+    """Give BatchNorms the statistics of the inputs: with those of new ones, the signal of a random network vanishes."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
