@@ -1,0 +1,124 @@
+"""The commands on a tiny run: train, resume, evaluate, inspect."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bitswitch.cli import main
+
+TINY = [
+    *("train", "digits", "--model.options", "width", "4", "--data.max-train", "64", "--data.max-eval", "40"),
+    *("--start.epochs", "1", "--start.batch-size", "32", "--prepare.bits", "8", "4", "2"),
+    *("--prepare.calibration-batches", "1", "--joint.epochs", "1", "--joint.batch-size", "32"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    assert main([*TINY, "--runs", str(folder), "--name", "a"]) == 0
+    return folder
+
+
+def accuracies(out: str) -> list[list[str]]:
+    lines = [line.split()[:3] for line in out.splitlines()]
+    return [words for words in lines if words[1:2] == ["bits"]]
+
+
+@pytest.fixture
+def checkpoint(runs: Path) -> Path:
+    return runs / "digits-a" / "checkpoint"
+
+
+def test_finished_runs_print_their_results(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(runs / "digits-a")]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith((" float", " 8 ", " 4 ", " 2 "))] == ["float", *"842"]
+    assert lines[-1] == f"report:     {runs / 'digits-a' / 'report.html'}"
+    assert err == f"run folder: {runs / 'digits-a'}\n"
+    assert any((runs / "digits-a" / "tensorboard" / "joint").iterdir())
+
+
+def test_the_same_command_finds_its_unfinished_run(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "digits-a", tmp_path / "digits-b")
+    (tmp_path / "digits-b" / "results.json").unlink()
+    assert main([*TINY, "--runs", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["digits-b"]
+    for name in ("metrics.csv", "results.json", "report.html"):
+        assert (tmp_path / "digits-b" / name).read_bytes() == (runs / "digits-a" / name).read_bytes()
+    assert "all widths: 1 epochs of 2 steps, continued after step 2" in capsys.readouterr().err
+
+
+def test_other_options_for_a_name_are_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--runs", str(runs), "--name", "a", "--joint.lr", "0.5"]) == 1
+    assert "was started with recipe.joint.lr=0.002, this command says 0.5" in capsys.readouterr().err
+
+
+def test_only_run_folders_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(tmp_path)]) == 1
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_evaluate_every_width_as_the_run_did(runs: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(runs / "digits-a")]) == 0
+    trained = accuracies(capsys.readouterr().out)
+    assert len(trained) == 3
+    assert main(["evaluate", str(checkpoint)]) == 0
+    out = capsys.readouterr().out
+    assert accuracies(out) == trained
+    assert out.endswith("40 images\n")
+
+
+def test_evaluate_per_layer(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(checkpoint), "--precision", "2", "down=8,default=4", "--metric", "top5"]) == 0
+    out = capsys.readouterr().out
+    assert "down=8,default=4" in out
+    assert "4.80" in out
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [("3", "was not prepared for 3 bits"), ("dwn=8,default=4", "did you mean 'down'"), ("x", "cannot read 'x'")],
+)
+def test_evaluate_refuses(checkpoint: Path, precision: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(checkpoint), "--precision", precision]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_missing_planes(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "four-bits"
+    folder.mkdir()
+    for path in checkpoint.iterdir():
+        if not path.name.startswith(("plane-5", "plane-6", "plane-7")):
+            shutil.copy(path, folder)
+    assert main(["inspect", str(folder), "--histograms", "--verify"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("MISSING") == 3
+    assert "all 5 layers with bit planes at 4 bits" in out
+    assert "at 8 bits\n" not in out
+    assert main(["evaluate", str(folder)]) == 0
+    assert " 8 bits" not in capsys.readouterr().out
+    assert main(["evaluate", str(folder), "--precision", "8"]) == 1
+    assert "plane-5" in capsys.readouterr().err
+
+
+def test_inspect(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(checkpoint), "--layers", "down"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("digits-cnn, 8, 4, 2 bits")
+    assert "weights are quantized" in out
+    histogram = out[out.index("down at 2 bits\n") :].splitlines()[1:]
+    assert [line.split()[0] for line in histogram] == ["-2", "-1", "0", "1"]
+    assert sum(float(line.split()[1]) for line in histogram) == pytest.approx(100, abs=0.03)
+
+
+def test_inspect_refuses(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(checkpoint), "--layers", "stem"]) == 1
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert "config.json" in capsys.readouterr().err
