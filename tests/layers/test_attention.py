@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import bitswitch as bs
-from bitswitch._plan import BitswitchWarning
 from bitswitch.layers.adapters import adapt
 from bitswitch.layers.attention import ProjectedMultiheadAttention
 from bitswitch.layers.base import SwitchableLayer, iter_layers
