@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bitswitch as bs
 from bitswitch._initial import best_input_scale, best_weight_scale
-from bitswitch.errors import CalibrationError
+from bitswitch.errors import ArgumentError, CalibrationError
 from bitswitch.rounding import dequantize, double_round, int_range
 from tests.networks import images, residual
 
@@ -174,3 +174,20 @@ def test_a_wrongly_unsigned_layer_is_found() -> None:
             bs.calibrate(model, [images()])
     finally:
         torch.nn.functional.relu = torch_relu
+
+
+def test_what_calibrate_refuses() -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    with pytest.raises(ArgumentError, match="put a single tensor into a list"):
+        bs.calibrate(model, images())
+    bs.calibrate(model, [images()])
+    layer = model.conv1
+    layer.set_codes(layer.weight_codes(8), layer.weight_quantizer.scale.value().detach(), 8)
+    with pytest.raises(CalibrationError, match="layer 'conv1' holds stored integers and trained scales"):
+        bs.calibrate(model, [images()])
+
+
+def test_a_forward_pass_before_calibration_names_the_layer() -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    with pytest.raises(CalibrationError, match="the input of layer 'conv1' has no scales yet"):
+        model(images())

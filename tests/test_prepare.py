@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bitswitch as bs
-from bitswitch._plan import BitswitchWarning
-from bitswitch.errors import ArgumentError, CalibrationError, PrecisionError, PrepareError
+from bitswitch.errors import ArgumentError, BitswitchWarning, CalibrationError, PrecisionError, PrepareError
 from bitswitch.layers import PerWidthNorm, SwitchableLayer
 from bitswitch.layers.table import LayerTable, state_of
 from tests.networks import QUANTIZED, Residual, images, residual
@@ -301,3 +300,16 @@ def test_parameters_keep_their_requires_grad() -> None:
     model = bs.prepare(network, example_inputs=images())
     assert not model.conv1.weight.requires_grad
     assert model.conv2.weight.requires_grad
+
+
+def test_unfreeze_needs_a_prepared_model() -> None:
+    with pytest.raises(PrepareError, match="not prepared"):
+        bs.unfreeze(residual())
+
+
+def test_a_state_dict_without_metadata_loads() -> None:
+    source, target = (bs.prepare(residual(seed), example_inputs=images()) for seed in (0, 1))
+    bs.calibrate(source, [images()])
+    plain = dict(source.state_dict())  # what safetensors gives back
+    target.load_state_dict(plain)
+    assert all(torch.equal(plain[name], value) for name, value in target.state_dict().items())

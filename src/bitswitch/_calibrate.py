@@ -13,7 +13,7 @@ from bitswitch._batch_norm import Moments, record_moments, shift_statistics
 from bitswitch._initial import best_input_scale
 from bitswitch._plan import Request
 from bitswitch._prepare import complete
-from bitswitch.errors import CalibrationError, PrepareError
+from bitswitch.errors import ArgumentError, CalibrationError, PrepareError
 from bitswitch.layers.base import float_forward, iter_layers
 from bitswitch.layers.table import state_of, unwrap
 from bitswitch.quantizers import ActivationQuantizer
@@ -82,16 +82,26 @@ def calibrate(
             have those of the float network.
 
     Raises:
-        CalibrationError: there are no batches, or a layer's input is NaN or infinite.
+        CalibrationError: there are no batches, a layer's input is NaN or infinite, or the model was loaded and holds
+            stored integers.
         PrepareError: a quantized layer's forward never ran.
+        ArgumentError: `batches` is a tensor.
     """
     forward = forward or default_forward
+    if isinstance(batches, Tensor):
+        raise ArgumentError("calibrate takes a list or loader of batches; put a single tensor into a list: [x]")
     kept = list(batches)
     if not kept:
         raise CalibrationError("calibrate needs at least one batch")
     _complete_if_pending(model, kept[0], forward)
     state = state_of(model)
     network = unwrap(model)
+    frozen = next((name for name, layer in iter_layers(network) if layer.is_frozen), None)
+    if frozen is not None:
+        raise CalibrationError(
+            f"layer {frozen!r} holds stored integers and trained scales; "
+            "call bitswitch.unfreeze(model) to calibrate anew"
+        )
 
     def run() -> None:
         for batch in kept:

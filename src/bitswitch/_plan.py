@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from bitswitch._trace import Graph
-from bitswitch.errors import ArgumentError, PrepareError
+from bitswitch.errors import ArgumentError, BitswitchWarning, PrepareError
 from bitswitch.layers.norm import is_batch_norm
 from bitswitch.layers.registry import has_weight, why_not
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
@@ -19,10 +19,6 @@ from bitswitch.quantizers import GRANULARITIES
 Selector = str | type[nn.Module]
 
 NOT_REACHED = "its forward is not called on the example inputs in evaluation mode"
-
-
-class BitswitchWarning(UserWarning):
-    """Something that a user should know, and that is not an error."""
 
 
 @dataclass(frozen=True)

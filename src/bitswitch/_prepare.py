@@ -16,7 +16,7 @@ from bitswitch.layers.adapters import adapt
 from bitswitch.layers.base import SwitchableLayer, iter_layers
 from bitswitch.layers.norm import is_batch_norm, make_per_width
 from bitswitch.layers.registry import has_weight, make_switchable, why_not
-from bitswitch.layers.table import LayerEntry, LayerTable, ModelState, QuantizerOptions, unwrap
+from bitswitch.layers.table import LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
 
@@ -219,6 +219,7 @@ def _input_quantizer(entry: LayerEntry, options: QuantizerOptions, module: nn.Mo
         signed=entry.input == "signed",
         parametrization=options.scale_parametrization,  # pyright: ignore[reportArgumentType]
         gradient_scale=options.gradient_scale,
+        layer_name=entry.name,
     )
     weight = module._parameters["weight"]
     assert weight is not None
@@ -237,6 +238,7 @@ def unfreeze(model: nn.Module) -> None:
         PrepareError: the model is not prepared, or a layer was opened from fewer than all of its planes; nothing
             changes then.
     """
+    state = state_of(model)
     layers = list(iter_layers(unwrap(model)))
     for name, layer in layers:
         if layer.is_frozen and layer.num_planes < layer.stored_bits:
@@ -251,3 +253,4 @@ def unfreeze(model: nn.Module) -> None:
         shared = parameters.setdefault(id(layer.weight_quantizer), layer.weight)
         if layer.weight is not shared:
             layer.weight = shared
+    state.source = None

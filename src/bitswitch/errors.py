@@ -49,3 +49,7 @@ class DivergenceError(BitswitchError, ValueError):
 
 class ConfigError(BitswitchError, ValueError):
     """A recipe, run folder, data set or command-line option is invalid."""
+
+
+class BitswitchWarning(UserWarning):
+    """Something that a user should know and that is not an error, such as a layer that stays in full precision."""

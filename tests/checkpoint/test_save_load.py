@@ -341,3 +341,17 @@ def test_sizes(tmp_path: Path) -> None:
         assert info.bytes_at[bits] - rest == pytest.approx(info.num_weights * planes / 8, rel=0.02)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == info.bytes_at[8] == sum(info.files.values())
     assert info.float_bytes == info.config.base.size + 4 * info.num_weights
+
+
+def test_what_a_checkpoint_opens_at(tmp_path: Path, trained: Make, net: Make) -> None:
+    model = trained()
+    bs.switch(model, 2)  # the width of the moment is not what is stored
+    checkpoint.save(model, tmp_path / "all")
+    assert state_of(checkpoint.load(tmp_path / "all", into=net())).precision == bs.Precision.of(8)
+    partial = checkpoint.load(tmp_path / "all", into=net(), bits=4)
+    bs.switch(partial, 2)
+    checkpoint.save(partial, tmp_path / "partial")
+    assert state_of(checkpoint.load(tmp_path / "partial", into=net())).precision == bs.Precision.of(4)
+    with pytest.raises(ArgumentError, match="architecture= must be JSON"):
+        checkpoint.save(model, tmp_path / "none", architecture=nn.Linear)
+    assert not (tmp_path / "none").exists()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import bitswitch as bs
+from bitswitch.errors import BitswitchWarning
 from bitswitch.layers.adapters import adapt
 from bitswitch.layers.attention import ProjectedMultiheadAttention
 from bitswitch.layers.base import SwitchableLayer, iter_layers

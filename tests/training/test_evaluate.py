@@ -35,6 +35,8 @@ def test_defaults_state_and_modes() -> None:
     bs.switch(model, {"conv2": 2}, default=8)
     before, modes = snapshot(model), [m.training for m in model.modules()]
     assert list(evaluate(model, make_batches())) == [8, 4, 2]
+    assert list(evaluate(model, make_batches(), 4)) == [4]
+    assert list(evaluate(model, make_batches(), bs.Precision.of({"conv2": 2}, 8))) == [bs.Precision.of({"conv2": 2}, 8)]
     assert state_of(model).precision == bs.Precision.of({"conv2": 2}, default=8)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -403,15 +403,18 @@ def test_argument_errors() -> None:
     with pytest.raises(ConfigError, match=r"alrs must be .* got 'best'"):
         trainer(alrs="best")
     with pytest.raises(ConfigError, match="alrs=None"):
-        trainer(algorithm="accumulate")
+        trainer(algorithm="accumulate", alrs="factor")
     with pytest.raises(ConfigError, match="total_steps"):
         trainer(total_steps=0)
     with pytest.raises(ConfigError, match="lr must be"):
         trainer(lr=-1.0)
     with pytest.raises(PrecisionError, match="not prepared for 3 bits"):
         trainer(bits=(8, 3))
-    with pytest.raises(ArgumentError, match="Distillation"):
-        trainer(distill="self")
+    with pytest.raises(ArgumentError, match="teacher must be 'self' or an nn.Module"):
+        trainer(distill="teacher")
+    for criterion in (nn.CrossEntropyLoss(), nn.functional.cross_entropy):
+        with pytest.raises(ArgumentError, match="wrap the criterion"):
+            JointTrainer(model, criterion, total_steps=5)
     with pytest.raises(ArgumentError, match="needs logits"):
         JointTrainer(model, lambda m, b: m(b[0]).sum(), total_steps=5, distill=Distillation("self")).step(
             make_batches(1)[0]
@@ -428,3 +431,24 @@ def test_stored_integers_cannot_be_trained() -> None:
     layer.set_codes(layer.weight_codes(), layer.weight_quantizer.scale.value(), 8)
     with pytest.raises(PrepareError, match=r"'conv2' holds stored integers; call bitswitch\.unfreeze"):
         JointTrainer(model, "cross_entropy", total_steps=5)
+
+
+def test_short_forms() -> None:
+    model = make_model()
+    assert JointTrainer(model, "cross_entropy", total_steps=5, distill="self").distill == Distillation("self")
+    teacher = make_model()
+    assert JointTrainer(model, "cross_entropy", total_steps=5, distill=teacher).distill == Distillation(teacher)
+    assert JointTrainer(model, "cross_entropy", total_steps=5).state_meta()["settings"]["alrs"] == "factor"
+    conventional = JointTrainer(model, "cross_entropy", total_steps=5, algorithm="accumulate")
+    assert conventional.state_meta()["settings"]["alrs"] is None
+
+
+def test_a_schedule_that_has_ended_says_so() -> None:
+    trainer = JointTrainer(make_model(), "cross_entropy", total_steps=1)
+    (batch,) = make_batches(1)
+    trainer.step(batch)
+    with pytest.raises(ConfigError, match="all 1 steps of the schedule are done"):
+        trainer.step(batch)
+    constant = JointTrainer(make_model(), "cross_entropy", total_steps=1, schedule="constant")
+    constant.step(batch)
+    constant.step(batch)

@@ -99,7 +99,9 @@ def unseal(raw: bytes, where: str) -> dict[str, Any]:
     body = b"{" + raw[_SEAL_LENGTH:]
     found = hashlib.sha256(body).hexdigest()
     if digest != found.encode():
-        raise CheckpointError(f"{where}: was altered; expected the sha256 {digest[:64]!r}, found '{found}'")
+        raise CheckpointError(
+            f"{where}: was altered; expected the sha256 {digest[:64].decode('ascii', 'replace')!r}, found {found!r}"
+        )
     members = parse_json(body, where)
     if not isinstance(members, dict) or "sha256" in members:
         raise CheckpointError(f"{where}: expected a JSON object with one member 'sha256'")

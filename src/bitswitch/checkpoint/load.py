@@ -45,7 +45,7 @@ def load(
     Args:
         folder: a checkpoint written by `save`.
         into: a float model of the same architecture; it is copied and stays as it is. Its weights do not matter.
-        bits: the precision to open at; by default the one that was active when the model was saved.
+        bits: the precision to open at; by default the highest width, or the `precision` that `save` was given.
 
     Returns:
         A switchable model of the class of `into`, on its device, in evaluation mode.

@@ -16,7 +16,7 @@ from bitswitch.checkpoint.contents import check_base, codes_key, input_keys, wei
 from bitswitch.checkpoint.plain_state import plain_state
 from bitswitch.checkpoint.planes import pack_plane, planes_needed
 from bitswitch.checkpoint.source import FolderPlanes
-from bitswitch.errors import CalibrationError, CheckpointError, MissingPlanesError
+from bitswitch.errors import ArgumentError, CalibrationError, CheckpointError, MissingPlanesError
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.table import LayerEntry, ModelState, state_of, unwrap
 from bitswitch.precision import Precision
@@ -41,7 +41,7 @@ def save(
         model: a prepared and calibrated model, wrapped in DistributedDataParallel or torch.compile or not.
         folder: where; it is created if needed. Files of other names in it are left alone.
         precision: store only the bit planes that this precision needs, and open at it by default. Lower widths can
-            still be opened.
+            still be opened. Without it, all planes that the model holds are stored, and it opens at the highest width.
         architecture: any JSON that helps to build the float model again; `read_info` returns it.
 
     Raises:
@@ -53,12 +53,15 @@ def save(
     """
     network = unwrap(model)
     state = state_of(network)
-    active = state.precision if precision is None else Precision.of(precision)
-    resolved = active.resolve(state.table.available)
     layers = _storing_layers(network, state)
+    opens_at = _highest(state, layers) if precision is None else Precision.of(precision)
+    resolved = opens_at.resolve(state.table.available)
     weights = _stored_weights(state, layers, None if precision is None else resolved)
-    config = _draft(state, active, architecture, weights)
-    seal(config.to_json())
+    try:
+        seal({"architecture": architecture})
+    except ArgumentError as error:
+        raise ArgumentError(f"architecture= must be JSON: {error}") from None
+    config = _draft(state, opens_at, architecture, weights)
     base = _base_tensors(network, state, config, layers)
     check_base(config, base, "the model")
     folder = Path(folder)
@@ -79,12 +82,21 @@ def _write(
     remove_unreferenced(folder, _STEMS, {record.file, *(plane.file for plane in planes)})
 
 
+def _highest(state: ModelState, layers: Mapping[str, SwitchableLayer]) -> Precision:
+    """Return the highest width whose planes every layer holds; the active precision if there is no common one."""
+    switchable = [layer for name, layer in layers.items() if len(state.table[name].bits) > 1]
+    for bits in state.bits:
+        if all(layer.num_planes >= planes_needed(layer.stored_bits, bits) for layer in switchable):
+            return Precision.of(bits)
+    return state.precision
+
+
 def _draft(
-    state: ModelState, active: Precision, architecture: Any, weights: dict[str, StoredWeight]
+    state: ModelState, opens_at: Precision, architecture: Any, weights: dict[str, StoredWeight]
 ) -> CheckpointConfig:
     """Return the configuration without its files, which are not written yet."""
     pending = FileRecord("", 8, _PLACEHOLDER)
-    return CheckpointConfig(state.bits, state.table, state.options, active, architecture, weights, pending, ())
+    return CheckpointConfig(state.bits, state.table, state.options, opens_at, architecture, weights, pending, ())
 
 
 def _storing_layers(network: nn.Module, state: ModelState) -> dict[str, SwitchableLayer]:

@@ -34,6 +34,10 @@ class PerWidthNorm(nn.Module):
             return getattr(modules["norms"][str(self.bits)], name)
         return super().__getattr__(name)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # BatchNorm's own version adds a missing num_batches_tracked, which here only the norms inside have.
+        nn.Module._load_from_state_dict(self, *args, **kwargs)
+
     def extra_repr(self) -> str:  # noqa: D102
         return f"bits={self.bits} of {tuple(int(b) for b in self.norms)}"
 

@@ -79,6 +79,7 @@ class ActivationQuantizer(nn.Module):
         signed: whether the input may be negative.
         parametrization: how scales are learned, see `PositiveScale`.
         gradient_scale: multiply scale gradients by LSQ's 1/√(N·p_b), N the number of elements of the input.
+        layer_name: for error messages.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class ActivationQuantizer(nn.Module):
         signed: bool,
         parametrization: Parametrization = "log",
         gradient_scale: bool = False,
+        layer_name: str = "",
     ) -> None:
         super().__init__()
         self.bits = bits
         self.signed = signed
         self.gradient_scale = gradient_scale
         self.calibrated = False
+        self.layer_name = layer_name
         self.scales = nn.ModuleDict({str(b): PositiveScale((), parametrization) for b in bits})
         self.zero_points = nn.ModuleDict({str(b): ZeroPoint((1 << b) - 1) for b in bits} if signed else {})
         self.register_load_state_dict_post_hook(_note_loaded)
@@ -126,8 +129,9 @@ class ActivationQuantizer(nn.Module):
 
     def _values(self, bits: int) -> tuple[Tensor, Tensor | None]:
         if not self.calibrated:
+            layer = f"layer {self.layer_name!r}" if self.layer_name else "a layer"
             raise CalibrationError(
-                "this activation quantizer has no scales yet; call bitswitch.calibrate(model, batches) first"
+                f"the input of {layer} has no scales yet; call bitswitch.calibrate(model, batches) first"
             )
         zero_point = self.zero_point_for(bits)
         return self.scale_for(bits).value(), None if zero_point is None else zero_point.value()

@@ -27,7 +27,7 @@ def find_non_finite(model: nn.Module, forward: Callable[[], object]) -> str:
 def _non_finite_state(model: nn.Module) -> str | None:
     for name, layer in iter_layers(model):
         if not _is_finite(layer.weight_quantizer.scale_for(layer.bits).value()):
-            return f"the weight scale of layer {name!r} is not finite; was the model calibrated?"
+            return f"the weight scale of layer {name!r} is not finite"
         quantizer = layer.input_quantizer
         if quantizer is not None and not _is_finite(quantizer.scale_for(layer.bits).value()):
             return f"the activation scale of layer {name!r} at {layer.bits} bits is not finite"

@@ -40,7 +40,7 @@ _NAMED: dict[str, Metric] = {"accuracy": accuracy, "top5": top5}
 def evaluate(
     model: nn.Module,
     batches: Iterable[Any],
-    precisions: Iterable[PrecisionLike] | None = None,
+    precisions: PrecisionLike | Iterable[PrecisionLike] | None = None,
     metric: Literal["accuracy", "top5"] | Metric = "accuracy",
     *,
     sharded: bool | None = None,
@@ -71,8 +71,10 @@ def evaluate(
     function = _resolve(metric)
     network = unwrap(model)
     state = state_of(network)
-    wanted = state.bits if precisions is None else tuple(precisions)
-    keys = [Precision.of(item) for item in wanted]
+    if isinstance(precisions, (int, Mapping, Precision)):
+        keys = [Precision.of(precisions)]  # pyright: ignore[reportArgumentType]  (an iterable of precisions is no mapping)
+    else:
+        keys = [Precision.of(item) for item in (state.bits if precisions is None else precisions)]
     for precision in keys:
         precision.resolve(state.table.available)
     totals = _totals(network, batches, keys, function, autocast)

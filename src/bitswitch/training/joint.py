@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bitswitch.errors import ArgumentError, CheckpointError, ConfigError, DivergenceError
+from bitswitch.errors import CheckpointError, ConfigError, DivergenceError
 from bitswitch.layers.table import state_of, unwrap
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.switching import switch
@@ -49,7 +49,7 @@ class JointTrainer:
     Algorithm A.2 ("per-width"): for every width, from high to low, forward, backward, and a step of two optimizers: of
     the weights at the base rate λ, with weight decay, and of the quantization scales at the rate λ_b of Adaptive
     Learning Rate Scaling, without. Algorithm A.1 ("accumulate"), the conventional one: gradients of all widths are
-    added up, then there is one step; a rate of each width does not exist there, so it takes alrs=None.
+    added up, then there is one step; a rate of each width does not exist there, so ALRS is off.
 
     A parameter that belongs to one width, such as its BatchNorm or its activation scales, has no gradient while another
     width trains and is not moved then, not even by its momentum.
@@ -61,14 +61,16 @@ class JointTrainer:
         total_steps: number of mini-batches of the whole training, for the schedule.
         bits: the widths to train; all that the model was prepared for by default.
         algorithm: "per-width" (A.2) or "accumulate" (A.1).
-        alrs: form of Eq. (6), "factor" or "printed" (see `alrs.scaled`); None trains the scales at λ.
+        alrs: form of Eq. (6), "factor" or "printed" (see `alrs.scaled`); None trains the scales at λ. "auto" is
+            "factor" for A.2 and None for A.1.
         alrs_scope: whether λ_b is for the weight scales, where widths compete, or for activation scales too. Either way
             λ_b comes from the gradients of the weight scales.
         moments: Adam's moments of a weight scale: "shared" by all widths, or "separate" for each.
         weight_decay: of everything but the scales.
         optimizer: makes the weights' optimizer, called as optimizer(parameters, lr=…, weight_decay=…); Adam by default.
             The scales always have Adam.
-        distill: a teacher, see `Distillation`; loss_fn must then return logits.
+        distill: a teacher: a float network, "self", or a `Distillation` with further settings; loss_fn must then
+            return logits.
         clip_grad_norm: largest total norm of the weights' gradients; scales are not clipped.
         autocast: type for torch.autocast in the forward pass, such as torch.bfloat16; losses are float32.
         schedule: "cosine" (to 0, no warm-up), "constant", or a function (step, total_steps) → factor of λ.
@@ -89,22 +91,24 @@ class JointTrainer:
         total_steps: int,
         bits: Collection[int] | None = None,
         algorithm: Algorithm = "per-width",
-        alrs: alrs_rules.Form | None = "factor",
+        alrs: alrs_rules.Form | Literal["auto"] | None = "auto",
         alrs_scope: Scope = "weight",
         moments: Moments = "shared",
         weight_decay: float = 5e-5,
         optimizer: OptimizerFactory = adam,
-        distill: Distillation | None = None,
+        distill: Distillation | nn.Module | Literal["self"] | None = None,
         clip_grad_norm: float | None = None,
         autocast: torch.dtype | None = None,
         schedule: schedules.ScheduleLike = "cosine",
         sampler: Sampler | None = None,
     ) -> None:
+        if alrs == "auto":
+            alrs = None if algorithm == "accumulate" else "factor"
         _check_choices(algorithm, alrs, alrs_scope, moments)
         if type(total_steps) is not int or total_steps < 1:
             raise ConfigError(f"total_steps must be a positive integer; got {total_steps!r}")
         if distill is not None and not isinstance(distill, Distillation):
-            raise ArgumentError(f"distill must be a Distillation; got {type(distill).__name__}")
+            distill = Distillation(distill)
         self.model = model
         self.network = unwrap(model)
         self.bits = _checked_bits(model, bits)
@@ -140,7 +144,10 @@ class JointTrainer:
         Raises:
             DivergenceError: a loss, or the gradient of a weight scale, is NaN or infinite. Nothing has been updated
                 with it, though the widths above have finished their steps, and BatchNorm has seen the batch.
+            ConfigError: the schedule has ended at a learning rate of 0.
         """
+        if self.num_steps >= self.total_steps and self.learning_rate == 0:
+            raise ConfigError(f"all {self.total_steps} steps of the schedule are done; the learning rate is 0")
         lr = self.learning_rate
         results: dict[int, WidthResult] = {}
         with preserved(self.model, training=True):

@@ -77,6 +77,11 @@ def resolve(loss_fn: LossFn | Literal["cross_entropy"]) -> LossFn:
         return CrossEntropy()
     if isinstance(loss_fn, str):
         raise ConfigError(f"the only loss with a name is 'cross_entropy'; got {loss_fn!r}")
+    if isinstance(loss_fn, nn.Module) or getattr(loss_fn, "__module__", None) == "torch.nn.functional":
+        raise ArgumentError(
+            "loss_fn is called as loss_fn(model, batch), not with logits and targets; wrap the criterion: "
+            "lambda model, batch: criterion(model(batch[0]), batch[1])"
+        )
     if not callable(loss_fn):
         raise ArgumentError(f"loss_fn must be 'cross_entropy' or a function (model, batch) → loss; got {loss_fn!r}")
     return loss_fn

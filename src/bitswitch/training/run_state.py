@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -59,11 +58,8 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         CheckpointError: names or shapes do not fit.
     """
     network = unwrap(model)
-    content = OrderedDict(state)
-    # Without the versions of the modules, BatchNorm takes the state for one of before 2018 and adds to it.
-    content._metadata = network.state_dict()._metadata  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        network.load_state_dict(content, strict=True)
+        network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"the training state is of another network: {str(error)[:300]}") from None
 
