@@ -67,8 +67,8 @@ def compare(base: Path, options: list[str], kills: int, draw: random.Random) -> 
     start_up = min_start_up()
     done = 0
     while done < kills:
-        # Every session pays for its start; what is left of the work is divided among the kills that are left.
-        seconds = start_up + draw.uniform(0, 2 * max(length - start_up, 0.1) / (kills + 1))
+        # Every session pays for its start; together they do about half of the work before the last one.
+        seconds = start_up + draw.uniform(0, max(length - start_up, 0.1) / kills)
         if train(base / "killed", options, seconds):
             print(f"the run finished after {done} kills; give it more epochs")
             break

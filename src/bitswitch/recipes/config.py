@@ -45,9 +45,9 @@ class DataConfig:
     split_seed: int = 0
     """Chooses the held-out fifth of the digits."""
     max_train: int | None = None
-    """Use only so many training images, for a quick trial; not for folder."""
+    """Use only so many training images, drawn at random, for a quick trial; not for folder."""
     max_eval: int | None = None
-    """Use only so many held-out images; not for folder."""
+    """Use only so many held-out images, drawn at random; not for folder."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from bitswitch.data import (
     load_cifar10,
     load_digits,
 )
+from bitswitch.data.order import seeded_generator
 from bitswitch.errors import ConfigError
 from bitswitch.recipes.config import DATA_VARIABLE, DataConfig, RunConfig
 from bitswitch.training import distributed
@@ -117,8 +118,14 @@ def _read(config: DataConfig) -> _Images:
         train = load_cifar10(folder, "train", download=config.download)
         held_out = load_cifar10(folder, "test", download=config.download)
         normalization, augmentation = CIFAR_NORMALIZATION, CIFAR_AUGMENTATION
-    return _Images(_first(train, config.max_train), _first(held_out, config.max_eval), normalization, augmentation)
+    train, held_out = sample(train, config.max_train), sample(held_out, config.max_eval)
+    return _Images(train, held_out, normalization, augmentation)
 
 
-def _first(images: ImageSet, count: int | None) -> ImageSet:
-    return images if count is None else images.subset(torch.arange(min(count, len(images))))
+def sample(images: ImageSet, count: int | None) -> ImageSet:
+    """Return so many images, drawn from all alike and always the same ones; all of them for None."""
+    if count is None or count >= len(images):
+        return images
+    # Not the first ones: files of image sets are often sorted by class, and the first would be of a single one.
+    chosen = torch.randperm(len(images), generator=seeded_generator(count))[:count]
+    return images.subset(chosen.sort().values)
