@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bitswitch as bs
-from bitswitch._plan import NOT_REACHED, BitswitchWarning
+from bitswitch._plan import NOT_REACHED
 from bitswitch.checkpoint import load, save
+from bitswitch.errors import BitswitchWarning
 from bitswitch.layers import SwitchableLayer, iter_layers
 from bitswitch.layers.table import LayerEntry, state_of
 
