@@ -3,7 +3,7 @@
     python benchmarks/breadth.py --write docs/breadth.md        # all models, the table of the documentation
     python benchmarks/breadth.py resnet18 swin_t                # some of them, printed
 
-Networks have random weights: nothing is downloaded, and the figures say what runs in integers, not how accurate it is.
+Networks have random weights: nothing is downloaded, and the figures say what is quantized, not how accurate it is.
 """
 
 from __future__ import annotations
