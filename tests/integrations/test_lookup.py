@@ -99,3 +99,22 @@ def test_lists() -> None:
     assert "resnet18" in torchvision_models.list_models()
     assert not any("quantized" in name for name in torchvision_models.list_models())
     assert timm_models.list_models() == timm.list_models()
+
+
+def test_pretrained_weights_by_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    state = torchvision.models.resnet50().state_dict()
+
+    def fetch(url: str, *_args: object, **_kwargs: object) -> dict[str, torch.Tensor]:
+        asked.append(url)
+        return state
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    weights = torchvision.models.ResNet50_Weights
+    build_model("torchvision/resnet50", pretrained="IMAGENET1K_V1")
+    build_model("torchvision/resnet50", pretrained=True)
+    assert asked == [weights.IMAGENET1K_V1.url, weights.IMAGENET1K_V2.url]
+    with pytest.raises(ConfigError, match="no pretrained weights 'V3' for resnet50; it has IMAGENET1K_V1"):
+        build_model("torchvision/resnet50", pretrained="V3")
+    with pytest.raises(ConfigError, match="timm has its tag in the name"):
+        build_model("timm/resnet18", pretrained="a1_in1k")

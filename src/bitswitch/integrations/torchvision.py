@@ -50,11 +50,12 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
         raise ConfigError(f"torchvision/{name} cannot be built with {options}: {error}") from error
 
 
-def pretrained_state(name: str) -> dict[str, Tensor]:
-    """Download (or take from torch's cache) the default pretrained weights of a model.
+def pretrained_state(name: str, tag: str = "DEFAULT") -> dict[str, Tensor]:
+    """Download (or take from torch's cache) pretrained weights of a model.
 
     Args:
         name: as in `list_models`.
+        tag: which of the model's weights, such as "IMAGENET1K_V1"; "DEFAULT" is the best that torchvision has.
 
     Returns:
         Its state dict.
@@ -64,9 +65,11 @@ def pretrained_state(name: str) -> dict[str, Tensor]:
     """
     check_name(name, list_models(), "torchvision")
     models = import_optional("torchvision", "a torchvision model").models
-    weights = getattr(models.get_model_weights(name), "DEFAULT", None)
-    if weights is None:
-        raise ConfigError(f"torchvision has no pretrained weights for {name}")
+    members = models.get_model_weights(name).__members__
+    if tag not in members:
+        known = ", ".join(members) or "none at all"
+        raise ConfigError(f"torchvision has no pretrained weights {tag!r} for {name}; it has {known}")
+    weights = members[tag]
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except Exception as error:

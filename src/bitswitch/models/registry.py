@@ -122,7 +122,7 @@ def build_model(
     name: str,
     *,
     num_classes: int | None = None,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
     weights: str | PathLike[str] | None = None,
     new_head: bool = False,
     **kwargs: Any,
@@ -132,8 +132,9 @@ def build_model(
     Args:
         name: "<own model>" (see `list_models`), "torchvision/<name>" or "timm/<name>".
         num_classes: outputs; None for the model's own default.
-        pretrained: start from the collection's own weights, which may download them. If num_classes differs from
-            theirs, the head starts from random weights.
+        pretrained: start from the collection's own weights, which may download them: True for the default ones, or the
+            name of some of torchvision's, such as "IMAGENET1K_V1" (timm has such tags in the model's name). If
+            num_classes differs from theirs, the head starts from random weights.
         weights: start from a local file instead, see `load_weights`.
         new_head: with `weights`, accept a file whose head is for other classes.
         **kwargs: further arguments of the model's constructor.
@@ -147,12 +148,15 @@ def build_model(
     if pretrained and weights is not None:
         raise ConfigError(f"{name}: give either pretrained=True or weights={str(weights)!r}, not both")
     if pretrained and architecture.source == "timm":
+        if isinstance(pretrained, str):
+            raise ConfigError(f"{name}: timm has its tag in the name; use pretrained=True and timm/<name>.{pretrained}")
         return timm_models.build(architecture.name, architecture.kwargs, pretrained=True)
     if pretrained and architecture.source == "bitswitch":
         raise ConfigError(f"bitswitch has no pretrained weights for {name}; give a local file as weights=")
     model = architecture.build()
     if pretrained:
-        state = torchvision_models.pretrained_state(architecture.name)
+        tag = "DEFAULT" if pretrained is True else pretrained
+        state = torchvision_models.pretrained_state(architecture.name, tag)
         load_state(model, state, origin=f"the pretrained state of {name}", new_head=True)
     if weights is not None:
         load_weights(model, weights, new_head=new_head)

@@ -44,7 +44,8 @@ def _imagenet(name: str, model: str) -> Recipe:
         name=name,
         model=ModelConfig(model),
         data=DataConfig("folder"),
-        start=StartConfig(pretrained=True, batch_size=256),
+        # The first weights of torchvision are those that the paper starts from; the newer ones score higher.
+        start=StartConfig(pretrained=True, pretrained_tag="IMAGENET1K_V1", batch_size=256),
         prepare=PrepareConfig(),
         joint=JointConfig(),
         run=RunConfig(channels_last=True, eval_batch_size=256, log_every=100),

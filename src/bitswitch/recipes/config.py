@@ -56,6 +56,8 @@ class StartConfig:
 
     pretrained: bool = False
     """Start from the weights of torchvision or timm."""
+    pretrained_tag: str | None = None
+    """Which weights of torchvision, such as IMAGENET1K_V1; None for its default."""
     weights: str | None = None
     """Start from a local file of float weights (.safetensors, or a state dict of torch.save)."""
     new_head: bool = False

@@ -143,7 +143,7 @@ class _Job:
         network = build_model(
             model.name,
             num_classes=model.num_classes,
-            pretrained=start.pretrained and stored is None,
+            pretrained=(start.pretrained_tag or True) if start.pretrained and stored is None else False,
             weights=None if stored is not None else start.weights,
             new_head=start.new_head,
             **model.options,
