@@ -10,7 +10,7 @@ from torch import Tensor
 from bitswitch.errors import PrepareError
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.quantizers import WeightQuantizer
-from bitswitch.rounding import dequantize, double_round, int_range
+from bitswitch.rounding import dequantize, double_round, int_range, uint_range
 
 _NUM_WEIGHT_CANDIDATES = 64
 _MAX_WEIGHTS_PER_SCALE = 1 << 16
@@ -90,7 +90,7 @@ def best_input_scale(samples: Tensor, low: float, high: float, bits: int, *, sig
     Returns:
         (float32 scalar tensor, integer-valued zero point).
     """
-    top = (1 << bits) - 1
+    top = uint_range(bits)[1]
     if high - low < _SMALLEST_SCALE * top:
         return samples.new_tensor(1.0 / top), 0.0
     fractions = torch.logspace(0, -1.7, _NUM_INPUT_CANDIDATES if not signed else 20).tolist()

@@ -88,8 +88,3 @@ def at(
         yield model
     finally:
         switch(model, before)
-
-
-def current_precision(model: nn.Module) -> Precision:
-    """Return the precision that a prepared model runs at."""
-    return state_of(model).precision

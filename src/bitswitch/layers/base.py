@@ -59,10 +59,6 @@ class SwitchableLayer(nn.Module):
         """Whether the layer holds integer codes and no float weight."""
         return "codes" in self._buffers
 
-    def planes_needed(self, bits: int) -> int:
-        """Return how many leading bit planes a width reads: l + 1, or h for the stored width."""
-        return bits + 1 if bits < self.stored_bits else self.stored_bits
-
     def out_first(self, weight: Tensor) -> Tensor:
         """View a weight in the layer's own layout with the output channel as its first dimension."""
         return weight

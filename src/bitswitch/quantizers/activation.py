@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from bitswitch.errors import CalibrationError
 from bitswitch.quantizers.scales import Parametrization, PositiveScale, ZeroPoint, contract
+from bitswitch.rounding import uint_range
 
 
 class _QuantizeActivation(torch.autograd.Function):
@@ -98,7 +99,7 @@ class ActivationQuantizer(nn.Module):
         self.calibrated = False
         self.layer_name = layer_name
         self.scales = nn.ModuleDict({str(b): PositiveScale((), parametrization) for b in bits})
-        self.zero_points = nn.ModuleDict({str(b): ZeroPoint((1 << b) - 1) for b in bits} if signed else {})
+        self.zero_points = nn.ModuleDict({str(b): ZeroPoint(uint_range(b)[1]) for b in bits} if signed else {})
         self.register_load_state_dict_post_hook(_note_loaded)
 
     def scale_for(self, bits: int) -> PositiveScale:
@@ -143,7 +144,7 @@ class ActivationQuantizer(nn.Module):
             CalibrationError: the scales have not been set.
         """
         scale, zero_point = self._values(bits)
-        top = (1 << bits) - 1
+        top = uint_range(bits)[1]
         gain = 1.0 / math.sqrt(max(1, x.numel()) * top) if self.gradient_scale else 1.0
         return _QuantizeActivation.apply(x, scale, zero_point, top, gain)  # pyright: ignore[reportReturnType]
 
@@ -155,7 +156,7 @@ class ActivationQuantizer(nn.Module):
             CalibrationError: the scales have not been set.
         """
         scale, zero_point = self._values(bits)
-        return _codes(x, scale, zero_point, (1 << bits) - 1)
+        return _codes(x, scale, zero_point, uint_range(bits)[1])
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"bits={self.bits}, signed={self.signed}"
