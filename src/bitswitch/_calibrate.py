@@ -15,6 +15,7 @@ from bitswitch._plan import Request
 from bitswitch._prepare import complete
 from bitswitch.errors import ArgumentError, CalibrationError, PrepareError
 from bitswitch.layers.base import float_forward, iter_layers
+from bitswitch.layers.modes import in_mode
 from bitswitch.layers.table import state_of, unwrap
 from bitswitch.quantizers import ActivationQuantizer
 from bitswitch.switching import at
@@ -107,17 +108,12 @@ def calibrate(
         for batch in kept:
             forward(network, batch)
 
-    modes = {module: module.training for module in network.modules()}
-    try:
-        network.eval()
+    with in_mode(network, training=False):
         float_moments = _set_all_input_scales(network, run)
         if batch_norm and not state.calibrated:
             for bits in state.bits:
                 with at(network, bits):
                     shift_statistics(network, float_moments, run)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     state.calibrated = True
 
 

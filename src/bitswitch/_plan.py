@@ -129,7 +129,7 @@ def _decide(
     if skipped is not None and not forced:
         return replace(row, reason="skipped on request")
     first = not _reach(name, graph.predecessors, weighted)
-    last = not _reach(name, graph.successors(), weighted)
+    last = not _reach(name, graph.successors, weighted)
     bits, reason = request.bits, ""
     if (first or last) and not forced:
         reason = "first layer" if first else "last layer"
@@ -208,7 +208,7 @@ def _norm_entry(
         )
 
     feeding = switchable(graph.predecessors.get(name, ()))
-    fed = switchable(graph.successors().get(name, ()))
+    fed = switchable(graph.successors.get(name, ()))
     candidates = feeding if len(feeding) == 1 else fed
     width_from = candidates[0] if candidates else None
     return LayerEntry(

@@ -15,7 +15,7 @@ from bitswitch.errors import ArgumentError, PrepareError
 from bitswitch.layers.adapters import adapt
 from bitswitch.layers.base import SwitchableLayer, iter_layers
 from bitswitch.layers.norm import is_batch_norm, make_per_width
-from bitswitch.layers.registry import has_weight, make_switchable, why_not
+from bitswitch.layers.registry import has_weight, make_switchable, switchable_class, why_not
 from bitswitch.layers.table import LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
@@ -191,14 +191,13 @@ def _check_fits(entry: LayerEntry, modules: Mapping[str, nn.Module], table: Laye
 def _weight_quantizer(module: nn.Module, entry: LayerEntry, options: QuantizerOptions) -> WeightQuantizer:
     weight = module._parameters["weight"]
     assert weight is not None
-    shape = tuple(weight.shape)
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        shape = (shape[1] * module.groups, shape[0] // module.groups, *shape[2:])
-    elif entry.kind == "Conv1D":
-        shape = (shape[1], shape[0])
+    switchable = switchable_class(type(module))
+    assert switchable is not None
+    # The layer is not of that class yet, but has all that its layout depends on.
+    out_first = switchable.out_first(module, weight)  # pyright: ignore[reportArgumentType]
     try:
         quantizer = WeightQuantizer(
-            shape,
+            out_first.shape,
             entry.bits,
             entry.granularity,  # pyright: ignore[reportArgumentType]  (checked there)
             entry.group_size,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from bitswitch.layers.modes import in_mode
 
 # Functions whose result is never negative, whatever they are given.
 _PRODUCE_NONNEGATIVE = frozenset(
@@ -51,8 +54,9 @@ class Graph:
     nonnegative: dict[str, bool] = field(default_factory=dict)
     outputs: set[str] = field(default_factory=set)
 
+    @cached_property
     def successors(self) -> dict[str, set[str]]:
-        """Return the reverse of `predecessors`."""
+        """The reverse of `predecessors`, once those are complete."""
         result: dict[str, set[str]] = {name: set() for name in self.predecessors}
         for name, sources in self.predecessors.items():
             for source in sources:
@@ -149,22 +153,18 @@ def trace(model: nn.Module, nodes: list[tuple[str, nn.Module]], run: Callable[[n
         nodes: (name, module) of the layers and normalisations to see.
         run: calls the model on example inputs and returns its output.
     """
-    modes = {module: module.training for module in model.modules()}
     tracer = _Tracer()
     handles = list(_hooks(tracer, nodes))
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # The fast path of torch.nn's encoder layers reads weights instead of calling layers.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        model.eval()
-        with torch.no_grad(), tracer:
+        with in_mode(model, training=False), torch.no_grad(), tracer:
             output = run(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     tracer.graph.outputs = set(tracer.sources(_tensors_in(output)))
     return tracer.graph
 

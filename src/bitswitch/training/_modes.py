@@ -1,4 +1,4 @@
-"""Training and evaluation modes, and precisions, that come back as they were."""
+"""Modes and precisions of prepared models that come back as they were."""
 
 from __future__ import annotations
 
@@ -7,25 +7,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from bitswitch.layers.modes import in_mode
 from bitswitch.layers.table import state_of
 from bitswitch.switching import switch
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Run a model in training or evaluation mode and give every module back the mode that it had, whatever happens.
-
-    A model that is in training mode already keeps the modules that were set to evaluation inside it, such as BatchNorm
-    that is meant to stay as it is.
-    """
-    before = [] if training and model.training else [(module, module.training) for module in model.modules()]
-    if before:
-        model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitswitch.errors import ArgumentError, ConfigError
-from bitswitch.training._modes import in_mode
+from bitswitch.layers.modes import in_mode
 from bitswitch.training.losses import LossFn, evaluate_loss
 
 
