@@ -13,12 +13,12 @@ import bitswitch as bs
 SOURCE = Path(bs.__file__).parent
 # Each module may import from the levels before its own, and from its own level only within one package.
 LEVELS = [
-    {"errors", "precision", "rounding", "_files"},
+    {"errors", "precision", "rounding", "kernels", "_files", "_planes"},
     {"quantizers"},
     {"layers"},
     {"_trace", "_plan", "_initial", "_batch_norm", "_prepare", "_calibrate", "switching", "_summary"},
     {"training", "mixed", "checkpoint", "runtime"},
-    {"export", "integrations", "models", "data"},
+    {"_deploy", "export", "integrations", "models", "data"},
     {"report", "recipes"},
     {"cli", "__main__"},
 ]

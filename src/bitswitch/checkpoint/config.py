@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitswitch._files import FileRecord, read_document
-from bitswitch.checkpoint.planes import planes_needed
+from bitswitch._planes import planes_needed
 from bitswitch.errors import BitswitchError, CheckpointError
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
 from bitswitch.precision import Precision, validate_widths

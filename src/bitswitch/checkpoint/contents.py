@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bitswitch._planes import plane_bytes
 from bitswitch.checkpoint.config import CheckpointConfig
-from bitswitch.checkpoint.planes import plane_bytes
 from bitswitch.errors import CheckpointError
 from bitswitch.layers.table import LayerEntry
 from bitswitch.rounding import int_range

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from bitswitch._files import open_tensors
+from bitswitch._planes import empty_codes, merge_planes
 from bitswitch.checkpoint.config import CheckpointConfig, read_config
 from bitswitch.checkpoint.contents import check_base, check_plane
-from bitswitch.checkpoint.planes import empty_codes, merge_planes
 from bitswitch.errors import MissingPlanesError
 
 

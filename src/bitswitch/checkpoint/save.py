@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bitswitch._files import FileRecord, locked, remove_unreferenced, seal, write_document, write_tensors
+from bitswitch._planes import pack_plane, planes_needed
 from bitswitch.checkpoint.config import CONFIG_NAME, CheckpointConfig, StoredWeight, has_planes, parse_config
 from bitswitch.checkpoint.contents import check_base, codes_key, input_keys, weight_scale_keys
 from bitswitch.checkpoint.plain_state import plain_state
-from bitswitch.checkpoint.planes import pack_plane, planes_needed
 from bitswitch.checkpoint.source import FolderPlanes
 from bitswitch.errors import ArgumentError, CalibrationError, CheckpointError, MissingPlanesError
 from bitswitch.layers.base import SwitchableLayer

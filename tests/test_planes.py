@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitswitch.checkpoint import planes as planes_module
-from bitswitch.checkpoint.planes import merge_planes, pack, pack_plane, plane_bytes, planes_needed, unpack
+from bitswitch import _planes as planes_module
+from bitswitch._planes import merge_planes, pack, pack_plane, plane_bytes, planes_needed, unpack
 from bitswitch.rounding import second_round
 
 WIDTHS = [(stored, bits) for stored in range(2, 9) for bits in range(2, stored + 1)]

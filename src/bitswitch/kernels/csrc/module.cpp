@@ -1,0 +1,15 @@
+// The Python module bitswitch.kernels._native. Tensors come as addresses; what they must be is checked in Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include "cpu.hpp"
+#include "parallel.hpp"
+
+namespace nb = nanobind;
+
+NB_MODULE(_native, module) {
+    module.def("best_isa", [] { return std::string(bitswitch::isa_name(bitswitch::best_isa())); });
+    module.def("active_isa", [] { return std::string(bitswitch::isa_name(bitswitch::active_isa())); });
+    module.def("set_isa", &bitswitch::set_isa);
+    module.def("max_threads", &bitswitch::max_threads);
+}
