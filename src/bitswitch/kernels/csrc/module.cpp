@@ -7,9 +7,14 @@
 
 namespace nb = nanobind;
 
+namespace bitswitch {
+void bind_gemv(nb::module_& module);
+}  // namespace bitswitch
+
 NB_MODULE(_native, module) {
     module.def("best_isa", [] { return std::string(bitswitch::isa_name(bitswitch::best_isa())); });
     module.def("active_isa", [] { return std::string(bitswitch::isa_name(bitswitch::active_isa())); });
     module.def("set_isa", &bitswitch::set_isa);
     module.def("max_threads", &bitswitch::max_threads);
+    bitswitch::bind_gemv(module);
 }

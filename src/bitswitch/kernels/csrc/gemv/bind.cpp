@@ -1,0 +1,76 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "gemv/bandwidth.hpp"
+#include "gemv/gemv.hpp"
+#include "gemv/quantize.hpp"
+
+namespace nb = nanobind;
+
+namespace bitswitch {
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void bound_linear_planes(const std::vector<uintptr_t>& planes, int stored_bits, int bits, int64_t N, int64_t K,
+                         int64_t row_bytes, int64_t group_size, uintptr_t m, uintptr_t b, uintptr_t x, int64_t M,
+                         int64_t x_stride, int zp, uintptr_t row_scale, uintptr_t out) {
+    if (bits > stored_bits || static_cast<int>(planes.size()) < bits + (bits < stored_bits))
+        throw std::invalid_argument("too few planes for the width");
+    PlaneLinear linear{};
+    for (size_t p = 0; p < planes.size() && p < 8; ++p) linear.planes[p] = pointer<const uint8_t>(planes[p]);
+    linear.stored_bits = stored_bits;
+    linear.bits = bits;
+    linear.N = N;
+    linear.K = K;
+    linear.row_bytes = row_bytes;
+    linear.group_size = group_size;
+    linear.m = pointer<const float>(m);
+    linear.b = pointer<const float>(b);
+    linear.x = pointer<const uint8_t>(x);
+    linear.M = M;
+    linear.x_stride = x_stride;
+    linear.zp = zp;
+    linear.row_scale = pointer<const float>(row_scale);
+    linear.out = pointer<float>(out);
+    linear_planes(linear);
+}
+
+}  // namespace
+
+void bind_gemv(nb::module_& module) {
+    const nb::call_guard<nb::gil_scoped_release> unlocked;
+    module.def("linear_planes", &bound_linear_planes, nb::arg("planes"), nb::arg("stored_bits"), nb::arg("bits"),
+               nb::arg("N"), nb::arg("K"), nb::arg("row_bytes"), nb::arg("group_size"), nb::arg("m"), nb::arg("b"),
+               nb::arg("x_codes"), nb::arg("M"), nb::arg("x_stride"), nb::arg("zp"), nb::arg("row_scale"),
+               nb::arg("out"), unlocked);
+    module.def(
+        "quantize_codes",
+        [](uintptr_t x, int type, int64_t count, float scale, int zp, int top, uintptr_t out) {
+            quantize_codes(pointer<const void>(x), static_cast<Float>(type), count, scale, zp, top,
+                           pointer<uint8_t>(out));
+        },
+        nb::arg("x"), nb::arg("dtype"), nb::arg("count"), nb::arg("scale"), nb::arg("zp"), nb::arg("top"),
+        nb::arg("out"), unlocked);
+    module.def(
+        "quantize_rows",
+        [](uintptr_t x, int type, int64_t rows, int64_t cols, uintptr_t out, uintptr_t row_scale) {
+            quantize_rows(pointer<const void>(x), static_cast<Float>(type), rows, cols, pointer<uint8_t>(out),
+                          pointer<float>(row_scale));
+        },
+        nb::arg("x"), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"), nb::arg("out"), nb::arg("row_scale"),
+        unlocked);
+    module.def(
+        "read_bandwidth",
+        [](uintptr_t address, int64_t bytes, int streams) {
+            return read_bandwidth(pointer<const uint8_t>(address), bytes, streams);
+        },
+        nb::arg("address"), nb::arg("bytes"), nb::arg("streams"), unlocked);
+}
+
+}  // namespace bitswitch

@@ -1,0 +1,161 @@
+// What surrounds the inner kernels: arrangement of the activations, division of work, and the affine map out.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "gemv/gemv.hpp"
+#include "parallel.hpp"
+
+namespace bitswitch {
+namespace {
+
+// Rows of the weight whose sums are kept before they are mapped out.
+constexpr int kBlock = 8;
+// Bytes of planes that make it worth waking another thread.
+constexpr int64_t kThreadBytes = 16384;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+PlaneKernel choose(int64_t unit) {
+    PlaneKernel kernel = plane_kernel_scalar();
+    switch (active_isa()) {
+        case Isa::avx512:
+#if defined(__x86_64__)
+            kernel = plane_kernel_avx512();
+            break;
+        case Isa::avx2:
+            kernel = plane_kernel_avx2();
+#endif
+            break;
+        case Isa::neon:
+#if defined(__aarch64__)
+            kernel = plane_kernel_neon();
+#endif
+            break;
+        case Isa::scalar:
+            break;
+    }
+    if (!kernel.any_unit && unit % 32 != 0) return plane_kernel_scalar();
+    return kernel;
+}
+
+// Copy K codes into the order of the kernel, zero-padded to whole vectors.
+void arrange(const uint8_t* x, int64_t K, int lanes, uint8_t* out) {
+    const int64_t chunk = 128 * lanes;
+    for (int64_t start = 0; start < K; start += chunk)
+        for (int q = 0; q < lanes; ++q)
+            for (int r = 0; r < 8; ++r) {
+                uint8_t* to = out + start + 16 * (r * lanes + q);
+                const int64_t from = start + 128 * q + 16 * r;
+                const int64_t left = std::clamp<int64_t>(K - from, 0, 16);
+                if (left == 16) {
+                    std::memcpy(to, x + from, 16);
+                } else {
+                    std::memset(to, 0, 16);
+                    if (left > 0) std::memcpy(to, x + from, left);
+                }
+            }
+}
+
+// The sums of one row of the weight and one of activations, as groups, times their multipliers.
+void multiply_groups(const PlaneLinear& a, const PlaneRows& rows, const int32_t* sums, const float* m, int64_t groups,
+                     float* products) {
+    const int64_t per_group = a.group_size ? a.group_size / rows.unit : rows.num_units;
+    if (per_group == 1) {
+        for (int64_t g = 0; g < groups; ++g) products[g] = static_cast<float>(sums[g]) * m[g];
+        return;
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+        int64_t total = 0;
+        const int64_t end = std::min(rows.num_units, (g + 1) * per_group);
+        for (int64_t u = g * per_group; u < end; ++u) total += sums[u];
+        products[g] = static_cast<float>(total) * m[g];
+    }
+}
+
+// Map the sums of `count` rows of the weight out. Products of a group are added in order; rows side by side hide the
+// latency of the additions.
+void map_out(const PlaneLinear& a, const PlaneRows& rows, int64_t n, int count, int64_t row, int M, const int32_t* sums,
+             float* products, int64_t groups) {
+    for (int j = 0; j < M; ++j) {
+        float y[kBlock] = {};
+        for (int i = 0; i < count; ++i)
+            multiply_groups(a, rows, sums + (j * count + i) * rows.sum_stride, a.m + (n + i) * groups, groups,
+                            products + i * groups);
+        if (count == kBlock) {
+            for (int64_t g = 0; g < groups; ++g)
+                for (int i = 0; i < kBlock; ++i) y[i] = y[i] + products[i * groups + g];
+        } else {
+            for (int64_t g = 0; g < groups; ++g)
+                for (int i = 0; i < count; ++i) y[i] = y[i] + products[i * groups + g];
+        }
+        float* out = a.out + (row + j) * a.N + n;
+        for (int i = 0; i < count; ++i) {
+            float value = y[i];
+            if (a.row_scale) value = value * a.row_scale[row + j];
+            if (a.b) value = value + a.b[n + i];
+            out[i] = value;
+        }
+    }
+}
+
+int64_t unit_of(const PlaneLinear& a) {
+    if (a.group_size == 0) return kPiece;
+    if (a.group_size % 128 == 0) return 128;
+    if (a.group_size % 32 == 0) return 32;
+    // Any other size is summed as it is, by the scalar kernel, if an int32 holds the sum, and else one by one.
+    return a.group_size <= kPiece ? a.group_size : 1;
+}
+
+}  // namespace
+
+void linear_planes(const PlaneLinear& a) {
+    if (a.bits < 2 || a.bits > a.stored_bits || a.stored_bits > 8) throw std::invalid_argument("no such width");
+    if (a.M <= 0 || a.N <= 0) return;
+    const int64_t unit = unit_of(a);
+    const PlaneKernel kernel = choose(unit);
+    const int64_t groups = a.group_size ? ceil_div(a.K, a.group_size) : 1;
+    const int64_t padded = ceil_div(a.K, 128 * kernel.lanes) * 128 * kernel.lanes;
+
+    PlaneRows rows{};
+    std::copy(a.planes, a.planes + 8, rows.planes);
+    rows.bits = a.bits;
+    rows.rounded = a.bits < a.stored_bits;
+    rows.K = a.K;
+    rows.row_bytes = a.row_bytes;
+    rows.x_stride = padded;
+    rows.zp = a.zp;
+    rows.unit = unit;
+    rows.num_units = ceil_div(a.K, unit);
+    rows.sum_stride = ceil_div(std::max<int64_t>(rows.num_units, 1), 16) * 16;
+
+    const int64_t most = std::min<int64_t>(a.M, kMaxRows);
+    const int64_t row_work = a.K * (a.bits + rows.rounded) / 8 + 1;
+    const int64_t blocks = ceil_div(a.N, kBlock);
+    const int64_t useful = std::max<int64_t>(1, a.N * row_work / kThreadBytes);
+    const int wanted = static_cast<int>(std::min<int64_t>({blocks, useful, max_threads()}));
+    const int64_t num_sums = most * kBlock * rows.sum_stride, num_products = kBlock * groups;
+    std::vector<uint8_t> codes(most * padded + 64);
+    std::vector<int32_t> sums(wanted * num_sums);
+    std::vector<float> products(wanted * num_products);
+    // Vectors of activations start at cache lines.
+    uint8_t* const x = codes.data() + (-reinterpret_cast<uintptr_t>(codes.data()) & 63);
+    rows.x = x;
+    for (int64_t row = 0; row < a.M; row += kMaxRows) {
+        rows.M = static_cast<int>(std::min<int64_t>(kMaxRows, a.M - row));
+        for (int j = 0; j < rows.M; ++j) arrange(a.x + (row + j) * a.x_stride, a.K, kernel.lanes, x + j * padded);
+        on_threads(wanted, [&](int thread, int num_threads) {
+            int32_t* const own = sums.data() + thread * num_sums;
+            const int64_t end = blocks * (thread + 1) / num_threads;
+            for (int64_t block = blocks * thread / num_threads; block < end; ++block) {
+                const int64_t n = block * kBlock;
+                const int count = static_cast<int>(std::min<int64_t>(kBlock, a.N - n));
+                kernel.sums(rows, n, count, own);
+                map_out(a, rows, n, count, row, rows.M, own, products.data() + thread * num_products, groups);
+            }
+        });
+    }
+}
+
+}  // namespace bitswitch
