@@ -47,9 +47,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         uint8 codes of the shape of `x`, clamp(round(x / s), −127, 127) + 128, and float32 scales (rows,).
 
-    >>> quantize_rows(torch.tensor([[127.0, -2.0], [0.0, 0.0]]))
+    >>> quantize_rows(torch.tensor([[254.0, -4.0], [0.0, 0.0]]))
     (tensor([[255, 126],
-            [128, 128]], dtype=torch.uint8), tensor([127.,   1.]))
+            [128, 128]], dtype=torch.uint8), tensor([2., 1.]))
     """
     wide = x.float()
     size = wide.abs()
