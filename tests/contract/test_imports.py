@@ -19,7 +19,7 @@ LEVELS = [
     {"_trace", "_plan", "_initial", "_batch_norm", "_prepare", "_calibrate", "switching", "_summary"},
     {"training", "mixed", "checkpoint", "runtime"},
     {"_deploy", "export", "integrations", "models", "data"},
-    {"report", "recipes"},
+    {"report", "recipes", "bench"},
     {"cli", "__main__"},
 ]
 SEPARATE = [{"training", "mixed", "checkpoint", "runtime"}]
