@@ -1,7 +1,291 @@
+// 512 weights at a time: rounding on whole planes, then 8×8 bit-matrix transposes (GFNI) into bytes, then VNNI.
+//
+// Weights come out as signed bytes w̃·2^(8 − bits): plane 0 is the top bit, inverted by the constant of the affine
+// instruction. Sums are shifted back at the end, which is exact.
 #include "gemv/gemv.hpp"
 
-namespace bitswitch {
+#if defined(__x86_64__)
+#include <immintrin.h>
 
-PlaneKernel plane_kernel_avx512() { return plane_kernel_scalar(); }
+// GCC 12 takes the vectors that its own intrinsics leave undefined on purpose for mistakes.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace bitswitch {
+namespace {
+
+constexpr int64_t kChunk = 512;
+constexpr int64_t kChunkBytes = kChunk / 8;
+// Chunks whose weights stay in the first-level cache while several rows of activations are multiplied with them.
+constexpr int64_t kTile = 8;
+static_assert(kPiece % (kTile * kChunk) == 0, "a sum would cover parts of tiles");
+// How far ahead of its reads each plane is asked for.
+constexpr int64_t kAhead = 2048;
+
+#define BITSWITCH_INLINE inline __attribute__((always_inline))
+
+constexpr int num_planes(int bits, bool rounded) { return bits + rounded; }
+
+// The kernel of round_planes.hpp with three-input instructions.
+template <int L>
+BITSWITCH_INLINE void round_512(__m512i* p) {
+    __m512i carry = p[L];
+    if constexpr (L == 2) {
+        carry = _mm512_ternarylogic_epi64(p[2], p[0], p[1], 0x70);  // a & ~(b & c)
+    } else {
+        __m512i full = p[0];
+        int i = 1;
+        for (; i + 1 < L; i += 2) full = _mm512_ternarylogic_epi64(full, p[i], p[i + 1], 0x80);
+        carry = i < L ? _mm512_ternarylogic_epi64(carry, full, p[i], 0x70) : _mm512_andnot_si512(full, carry);
+    }
+    for (int i = L - 1; i >= 0; i -= 2) {
+        const __m512i low = p[i];
+        p[i] = _mm512_xor_si512(low, carry);
+        if (i == 0) break;
+        const __m512i next = p[i - 1];
+        p[i - 1] = _mm512_ternarylogic_epi64(next, low, carry, 0x78);  // a ^ (b & c)
+        carry = _mm512_ternarylogic_epi64(next, low, carry, 0x80);
+    }
+}
+
+// Interleave the bytes of eight planes, so that each 64-bit element holds one byte of all, and transpose.
+template <int L>
+BITSWITCH_INLINE void transpose(const __m512i* p, __m512i* w) {
+    const __m512i zero = _mm512_setzero_si512();
+    const __m512i unit = _mm512_set1_epi64(static_cast<long long>(0x8040201008040201ull));
+    __m512i pairs[4][2], fours[2][4], eights[8];
+    for (int i = 0; i < 4; ++i) {
+        if (2 * i >= L) {
+            pairs[i][0] = pairs[i][1] = zero;
+            continue;
+        }
+        const __m512i low = 2 * i + 1 < L ? p[2 * i + 1] : zero;
+        pairs[i][0] = _mm512_unpacklo_epi8(p[2 * i], low);
+        pairs[i][1] = _mm512_unpackhi_epi8(p[2 * i], low);
+    }
+    if constexpr (L == 2) {
+        // Two bytes for each element, and zeros: 0x80 selects none.
+        for (int i = 0; i < 4; ++i) {
+            const __m512i pick = _mm512_set4_epi32(-1, static_cast<int>(0x80800302u + 0x0404u * i), -1,
+                                                   static_cast<int>(0x80800100u + 0x0404u * i));
+            eights[i] = _mm512_shuffle_epi8(pairs[0][0], pick);
+            eights[i + 4] = _mm512_shuffle_epi8(pairs[0][1], pick);
+        }
+    } else {
+        for (int i = 0; i < 2; ++i)
+            for (int half = 0; half < 2; ++half) {
+                if (4 * i >= L) {
+                    fours[i][2 * half] = fours[i][2 * half + 1] = zero;
+                    continue;
+                }
+                fours[i][2 * half] = _mm512_unpacklo_epi16(pairs[2 * i][half], pairs[2 * i + 1][half]);
+                fours[i][2 * half + 1] = _mm512_unpackhi_epi16(pairs[2 * i][half], pairs[2 * i + 1][half]);
+            }
+        for (int i = 0; i < 4; ++i) {
+            eights[2 * i] = _mm512_unpacklo_epi32(fours[0][i], fours[1][i]);
+            eights[2 * i + 1] = _mm512_unpackhi_epi32(fours[0][i], fours[1][i]);
+        }
+    }
+    for (int r = 0; r < 8; ++r) w[r] = _mm512_gf2p8affine_epi64_epi8(unit, eights[r], 0x80);
+}
+
+// The weights of 512 inputs from byte `at` of the planes on.
+template <int L, bool R>
+BITSWITCH_INLINE void unpack(const uint8_t* const* planes, int64_t at, __mmask64 mask, __m512i* w) {
+    __m512i p[8];
+    for (int i = 0; i < num_planes(L, R); ++i) {
+        _mm_prefetch(reinterpret_cast<const char*>(planes[i] + at + kAhead), _MM_HINT_T0);
+        p[i] = _mm512_maskz_loadu_epi8(mask, planes[i] + at);
+    }
+    if constexpr (R) round_512<L>(p);
+    transpose<L>(p, w);
+}
+
+BITSWITCH_INLINE __mmask64 mask_of(int64_t K, int64_t start) {
+    const int64_t bytes = (K - start + 7) / 8;
+    return bytes >= kChunkBytes ? ~__mmask64{0} : (__mmask64{1} << bytes) - 1;
+}
+
+// Sums of four neighbours of each of four vectors: sixteen sums of 32 inputs, in order.
+BITSWITCH_INLINE __m512i sums_of_32(const __m512i* s) {
+    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpackhi_epi32(s[0], s[1]));
+    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]), _mm512_unpackhi_epi32(s[2], s[3]));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+
+BITSWITCH_INLINE __m512i add_4(const __m512i* s) {
+    return _mm512_add_epi32(_mm512_add_epi32(s[0], s[1]), _mm512_add_epi32(s[2], s[3]));
+}
+
+// Four sums of 128 inputs, in order.
+BITSWITCH_INLINE __m128i sums_of_128(const __m512i* s) {
+    __m512i a = add_4(s);
+    a = _mm512_add_epi32(a, _mm512_shuffle_epi32(a, _MM_PERM_BADC));
+    a = _mm512_add_epi32(a, _mm512_shuffle_epi32(a, _MM_PERM_CDAB));
+    return _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, a));
+}
+
+BITSWITCH_INLINE void clear(__m512i* s) {
+    for (int i = 0; i < 4; ++i) s[i] = _mm512_setzero_si512();
+}
+
+// Add the products of 512 weights with activations, or with ones, to four vectors of sums of 128 each.
+BITSWITCH_INLINE void multiply(const uint8_t* x, const __m512i* w, __m512i* s) {
+    for (int r = 0; r < 8; ++r) s[r / 2] = _mm512_dpbusd_epi32(s[r / 2], _mm512_loadu_si512(x + 64 * r), w[r]);
+}
+
+BITSWITCH_INLINE void add_up(const __m512i* w, __m512i* s) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int r = 0; r < 8; ++r) s[r / 2] = _mm512_dpbusd_epi32(s[r / 2], ones, w[r]);
+}
+
+// Sums of one chunk by units of Unit inputs: (x·w − zp·w) >> shift.
+template <int Unit, bool Zp>
+BITSWITCH_INLINE void store_units(const __m512i* dots, const __m512i* weights, int zp, int shift, int32_t* to) {
+    if constexpr (Unit == 32) {
+        __m512i y = sums_of_32(dots);
+        if constexpr (Zp) y = _mm512_sub_epi32(y, _mm512_mullo_epi32(sums_of_32(weights), _mm512_set1_epi32(zp)));
+        _mm512_storeu_si512(to, _mm512_sra_epi32(y, _mm_cvtsi32_si128(shift)));
+    } else {
+        __m128i y = sums_of_128(dots);
+        if constexpr (Zp) y = _mm_sub_epi32(y, _mm_mullo_epi32(sums_of_128(weights), _mm_set1_epi32(zp)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_sra_epi32(y, _mm_cvtsi32_si128(shift)));
+    }
+}
+
+template <bool Zp>
+BITSWITCH_INLINE int32_t whole_sum(const __m512i* dots, const __m512i* weights, int zp, int shift) {
+    __m512i y = add_4(dots);
+    if constexpr (Zp) y = _mm512_sub_epi32(y, _mm512_mullo_epi32(add_4(weights), _mm512_set1_epi32(zp)));
+    return _mm512_reduce_add_epi32(y) >> shift;
+}
+
+// Bits beyond K count as the lowest weight: of no consequence for products with activations, which are 0 there, but
+// their sum comes with the zero point.
+BITSWITCH_INLINE int32_t padding(const PlaneRows& rows) {
+    int64_t end = rows.num_units * rows.unit;
+    const int64_t read = (rows.K + kChunk - 1) / kChunk * kChunk;
+    if (end > read) end = read;
+    return static_cast<int32_t>(rows.zp * (end - rows.K) << (rows.bits - 1));
+}
+
+// One row of activations: weights go from the planes to the sums without leaving registers.
+template <int L, bool R, int Unit, bool Zp>
+void one_row(const PlaneRows& rows, int64_t n, int count, int32_t* sums) {
+    const int32_t pad = Zp ? padding(rows) : 0;
+    for (int i = 0; i < count; ++i, sums += rows.sum_stride) {
+        const uint8_t* planes[8];
+        for (int p = 0; p < num_planes(L, R); ++p) planes[p] = rows.planes[p] + (n + i) * rows.row_bytes;
+        __m512i dots[4], weights[4], w[8];
+        clear(dots);
+        clear(weights);
+        for (int64_t start = 0; start < rows.K; start += kChunk) {
+            if constexpr (Unit == 0) {
+                if (start > 0 && start % kPiece == 0) {
+                    sums[start / kPiece - 1] = whole_sum<Zp>(dots, weights, rows.zp, 8 - L);
+                    clear(dots);
+                    clear(weights);
+                }
+            } else {
+                clear(dots);
+                clear(weights);
+            }
+            unpack<L, R>(planes, start / 8, mask_of(rows.K, start), w);
+            multiply(rows.x + start, w, dots);
+            if constexpr (Zp) add_up(w, weights);
+            if constexpr (Unit != 0) store_units<Unit, Zp>(dots, weights, rows.zp, 8 - L, sums + start / Unit);
+        }
+        if constexpr (Unit == 0) sums[rows.num_units - 1] = whole_sum<Zp>(dots, weights, rows.zp, 8 - L);
+        if constexpr (Zp) sums[rows.num_units - 1] -= pad;
+    }
+}
+
+template <int L, bool R>
+void unpack_tile(const PlaneRows& rows, int64_t n, int64_t start, int64_t chunks, __m512i (*w)[8]) {
+    const uint8_t* planes[8];
+    for (int p = 0; p < num_planes(L, R); ++p) planes[p] = rows.planes[p] + n * rows.row_bytes;
+    for (int64_t c = 0; c < chunks; ++c)
+        unpack<L, R>(planes, start / 8 + c * kChunkBytes, mask_of(rows.K, start + c * kChunk), w[c]);
+}
+
+// All rows of activations times the weights of one tile.
+template <int Unit, bool Zp>
+void multiply_tile(const PlaneRows& rows, int64_t start, int64_t chunks, const __m512i (*w)[8], int32_t* sums,
+                   int64_t row_stride) {
+    const int shift = 8 - rows.bits;
+    __m512i weights[kTile][4], total[4], dots[4];
+    clear(total);
+    if constexpr (Zp)
+        for (int64_t c = 0; c < chunks; ++c) {
+            clear(weights[c]);
+            add_up(w[c], Unit == 0 ? total : weights[c]);
+        }
+    for (int j = 0; j < rows.M; ++j) {
+        const uint8_t* x = rows.x + j * rows.x_stride + start;
+        int32_t* to = sums + j * row_stride;
+        clear(dots);
+        for (int64_t c = 0; c < chunks; ++c) {
+            if constexpr (Unit != 0) clear(dots);
+            multiply(x + c * kChunk, w[c], dots);
+            if constexpr (Unit != 0)
+                store_units<Unit, Zp>(dots, weights[c], rows.zp, shift, to + (start + c * kChunk) / Unit);
+        }
+        if constexpr (Unit == 0) to[start / kPiece] += whole_sum<Zp>(dots, total, rows.zp, shift);
+    }
+}
+
+template <int Unit, bool Zp>
+void several_rows(const PlaneRows& rows, int64_t n, int count, int32_t* sums) {
+    using Unpack = void (*)(const PlaneRows&, int64_t, int64_t, int64_t, __m512i(*)[8]);
+    static constexpr Unpack kUnpack[2][9] = {
+        {nullptr, nullptr, unpack_tile<2, false>, unpack_tile<3, false>, unpack_tile<4, false>, unpack_tile<5, false>,
+         unpack_tile<6, false>, unpack_tile<7, false>, unpack_tile<8, false>},
+        {nullptr, nullptr, unpack_tile<2, true>, unpack_tile<3, true>, unpack_tile<4, true>, unpack_tile<5, true>,
+         unpack_tile<6, true>, unpack_tile<7, true>, nullptr}};
+    const Unpack unpack_rows = kUnpack[rows.rounded][rows.bits];
+    const int64_t row_stride = count * rows.sum_stride;
+    const int32_t pad = Zp ? padding(rows) : 0;
+    __m512i w[kTile][8];
+    for (int i = 0; i < count; ++i, sums += rows.sum_stride) {
+        if constexpr (Unit == 0)
+            for (int j = 0; j < rows.M; ++j)
+                for (int64_t u = 0; u < rows.num_units; ++u) sums[j * row_stride + u] = 0;
+        for (int64_t start = 0; start < rows.K; start += kTile * kChunk) {
+            int64_t chunks = (rows.K - start + kChunk - 1) / kChunk;
+            if (chunks > kTile) chunks = kTile;
+            unpack_rows(rows, n + i, start, chunks, w);
+            multiply_tile<Unit, Zp>(rows, start, chunks, w, sums, row_stride);
+        }
+        if constexpr (Zp)
+            for (int j = 0; j < rows.M; ++j) sums[j * row_stride + rows.num_units - 1] -= pad;
+    }
+}
+
+template <int Unit, bool Zp>
+void dispatch(const PlaneRows& rows, int64_t n, int count, int32_t* sums) {
+    static constexpr PlaneSums kOne[2][9] = {
+        {nullptr, nullptr, one_row<2, false, Unit, Zp>, one_row<3, false, Unit, Zp>, one_row<4, false, Unit, Zp>,
+         one_row<5, false, Unit, Zp>, one_row<6, false, Unit, Zp>, one_row<7, false, Unit, Zp>,
+         one_row<8, false, Unit, Zp>},
+        {nullptr, nullptr, one_row<2, true, Unit, Zp>, one_row<3, true, Unit, Zp>, one_row<4, true, Unit, Zp>,
+         one_row<5, true, Unit, Zp>, one_row<6, true, Unit, Zp>, one_row<7, true, Unit, Zp>, nullptr}};
+    if (rows.M == 1) return kOne[rows.rounded][rows.bits](rows, n, count, sums);
+    several_rows<Unit, Zp>(rows, n, count, sums);
+}
+
+void sums_avx512(const PlaneRows& rows, int64_t n, int count, int32_t* sums) {
+    if (rows.K == 0) return;
+    static constexpr PlaneSums kDispatch[3][2] = {{dispatch<0, false>, dispatch<0, true>},
+                                                  {dispatch<32, false>, dispatch<32, true>},
+                                                  {dispatch<128, false>, dispatch<128, true>}};
+    const int by_unit = rows.unit == kPiece ? 0 : rows.unit == 32 ? 1 : 2;
+    kDispatch[by_unit][rows.zp != 0](rows, n, count, sums);
+}
+
+}  // namespace
+
+PlaneKernel plane_kernel_avx512() { return {sums_avx512, 4, false}; }
 
 }  // namespace bitswitch
+#endif
