@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+_UNLIMITED = 100_000
+
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
     """Print an aligned table on standard output.
@@ -26,5 +28,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequ
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         # A file or a pipe has no width of its own: lines are as long as the table.
+        console.width = _UNLIMITED
         console.width = max(console.measure(table).maximum, 1)
     console.print(table)
