@@ -19,23 +19,12 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 PlaneKernel choose(int64_t unit) {
     PlaneKernel kernel = plane_kernel_scalar();
-    switch (active_isa()) {
-        case Isa::avx512:
 #if defined(__x86_64__)
-            kernel = plane_kernel_avx512();
-            break;
-        case Isa::avx2:
-            kernel = plane_kernel_avx2();
+    if (active_isa() == Isa::avx512) kernel = plane_kernel_avx512();
+    if (active_isa() == Isa::avx2) kernel = plane_kernel_avx2();
+#elif defined(__aarch64__)
+    if (active_isa() == Isa::neon) kernel = plane_kernel_neon();
 #endif
-            break;
-        case Isa::neon:
-#if defined(__aarch64__)
-            kernel = plane_kernel_neon();
-#endif
-            break;
-        case Isa::scalar:
-            break;
-    }
     if (!kernel.any_unit && unit % 32 != 0) return plane_kernel_scalar();
     return kernel;
 }
@@ -116,7 +105,8 @@ void linear_planes(const PlaneLinear& a) {
     const int64_t unit = unit_of(a);
     const PlaneKernel kernel = choose(unit);
     const int64_t groups = a.group_size ? ceil_div(a.K, a.group_size) : 1;
-    const int64_t padded = ceil_div(a.K, 128 * kernel.lanes) * 128 * kernel.lanes;
+    // A cache line more than the codes: rows at a distance of a power of two would share cache sets.
+    const int64_t padded = ceil_div(a.K, 128 * kernel.lanes) * 128 * kernel.lanes + 64;
 
     PlaneRows rows{};
     std::copy(a.planes, a.planes + 8, rows.planes);

@@ -132,11 +132,13 @@ BITSWITCH_INLINE void clear(__m512i* s) {
 
 // Add the products of 512 weights with activations, or with ones, to four vectors of sums of 128 each.
 BITSWITCH_INLINE void multiply(const uint8_t* x, const __m512i* w, __m512i* s) {
+#pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) s[r / 2] = _mm512_dpbusd_epi32(s[r / 2], _mm512_loadu_si512(x + 64 * r), w[r]);
 }
 
 BITSWITCH_INLINE void add_up(const __m512i* w, __m512i* s) {
     const __m512i ones = _mm512_set1_epi8(1);
+#pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) s[r / 2] = _mm512_dpbusd_epi32(s[r / 2], ones, w[r]);
 }
 
@@ -209,30 +211,59 @@ void unpack_tile(const PlaneRows& rows, int64_t n, int64_t start, int64_t chunks
         unpack<L, R>(planes, start / 8 + c * kChunkBytes, mask_of(rows.K, start + c * kChunk), w[c]);
 }
 
-// All rows of activations times the weights of one tile.
+// J rows of activations times the weights of one tile, of which `weights` are the sums by chunks and `total` by all.
+template <int J, int Unit, bool Zp>
+BITSWITCH_INLINE void multiply_rows(const PlaneRows& rows, int j, int64_t start, int64_t chunks, const __m512i (*w)[8],
+                                    const __m512i (*weights)[4], const __m512i* total, int32_t* sums,
+                                    int64_t row_stride) {
+    const int shift = 8 - rows.bits;
+    const uint8_t* x = rows.x + j * rows.x_stride + start;
+    __m512i dots[J][4];
+    for (int i = 0; i < J; ++i) clear(dots[i]);
+    for (int64_t c = 0; c < chunks; ++c, x += kChunk) {
+#pragma GCC unroll 8
+        for (int r = 0; r < 8; ++r) {
+            const __m512i weight = w[c][r];
+#pragma GCC unroll 4
+            for (int i = 0; i < J; ++i)
+                dots[i][r / 2] = _mm512_dpbusd_epi32(
+                    dots[i][r / 2], _mm512_loadu_si512(x + i * rows.x_stride + 64 * r), weight);
+        }
+        if constexpr (Unit != 0)
+            for (int i = 0; i < J; ++i) {
+                int32_t* to = sums + (j + i) * row_stride + (start + c * kChunk) / Unit;
+                store_units<Unit, Zp>(dots[i], weights[c], rows.zp, shift, to);
+                clear(dots[i]);
+            }
+    }
+    if constexpr (Unit == 0)
+        for (int i = 0; i < J; ++i)
+            sums[(j + i) * row_stride + start / kPiece] += whole_sum<Zp>(dots[i], total, rows.zp, shift);
+}
+
 template <int Unit, bool Zp>
 void multiply_tile(const PlaneRows& rows, int64_t start, int64_t chunks, const __m512i (*w)[8], int32_t* sums,
                    int64_t row_stride) {
-    const int shift = 8 - rows.bits;
-    __m512i weights[kTile][4], total[4], dots[4];
+    __m512i weights[kTile][4], total[4];
     clear(total);
     if constexpr (Zp)
         for (int64_t c = 0; c < chunks; ++c) {
-            clear(weights[c]);
-            add_up(w[c], Unit == 0 ? total : weights[c]);
+            __m512i sum[4];
+            clear(sum);
+            add_up(w[c], sum);
+            for (int f = 0; f < 4; ++f) {
+                weights[c][f] = sum[f];
+                total[f] = _mm512_add_epi32(total[f], sum[f]);
+            }
         }
-    for (int j = 0; j < rows.M; ++j) {
-        const uint8_t* x = rows.x + j * rows.x_stride + start;
-        int32_t* to = sums + j * row_stride;
-        clear(dots);
-        for (int64_t c = 0; c < chunks; ++c) {
-            if constexpr (Unit != 0) clear(dots);
-            multiply(x + c * kChunk, w[c], dots);
-            if constexpr (Unit != 0)
-                store_units<Unit, Zp>(dots, weights[c], rows.zp, shift, to + (start + c * kChunk) / Unit);
-        }
-        if constexpr (Unit == 0) to[start / kPiece] += whole_sum<Zp>(dots, total, rows.zp, shift);
+    int j = 0;
+    for (; j + 4 <= rows.M; j += 4)
+        multiply_rows<4, Unit, Zp>(rows, j, start, chunks, w, weights, total, sums, row_stride);
+    if (j + 2 <= rows.M) {
+        multiply_rows<2, Unit, Zp>(rows, j, start, chunks, w, weights, total, sums, row_stride);
+        j += 2;
     }
+    if (j < rows.M) multiply_rows<1, Unit, Zp>(rows, j, start, chunks, w, weights, total, sums, row_stride);
 }
 
 template <int Unit, bool Zp>

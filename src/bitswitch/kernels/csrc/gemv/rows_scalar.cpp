@@ -10,14 +10,20 @@ namespace {
 
 constexpr int64_t kChunk = 128;
 
-// Byte i of the result is bit i of `byte`.
-uint64_t spread(uint64_t byte) {
-    const uint64_t chosen = (byte * 0x0101010101010101u) & 0x8040201008040201u;
-    return ((chosen + 0x7f7f7f7f7f7f7f7fu) | chosen) >> 7 & 0x0101010101010101u;
-}
+// spread[byte]: byte i is bit i of `byte`.
+struct Spread {
+    uint64_t of[256];
+
+    constexpr Spread() : of{} {
+        for (uint64_t byte = 0; byte < 256; ++byte)
+            for (int i = 0; i < 8; ++i) of[byte] |= (byte >> i & 1) << (8 * i);
+    }
+};
+
+constexpr Spread kSpread;
 
 // Codes w̃ of up to 128 inputs from `start` on; those beyond the row are −2^(bits − 1).
-void unpack(const PlaneRows& rows, int64_t n, int64_t start, int8_t* codes) {
+void unpack(const PlaneRows& rows, int64_t n, int64_t start, int16_t* codes) {
     const int num_planes = rows.bits + rows.rounded;
     uint64_t plane[2][8] = {};
     const int64_t bytes = std::min<int64_t>(kChunk / 8, (rows.K + 7) / 8 - start / 8);
@@ -32,21 +38,25 @@ void unpack(const PlaneRows& rows, int64_t n, int64_t start, int8_t* codes) {
         if (rows.rounded) round_planes(plane[half], rows.bits);
         for (int i = 0; i < 8; ++i) {
             uint64_t word = 0;
-            for (int p = 0; p < rows.bits; ++p) word = word << 1 | spread(plane[half][p] >> (8 * i) & 255);
+            for (int p = 0; p < rows.bits; ++p) word = word << 1 | kSpread.of[plane[half][p] >> (8 * i) & 255];
             for (int j = 0; j < 8; ++j)
-                codes[64 * half + 8 * i + j] = static_cast<int8_t>(static_cast<int>(word >> (8 * j) & 255) - low);
+                codes[64 * half + 8 * i + j] = static_cast<int16_t>(static_cast<int>(word >> (8 * j) & 255) - low);
         }
     }
 }
 
-int32_t dot(const uint8_t* x, const int8_t* w, int64_t count, int zp) {
+// Sum of (x − zp)·w. Sixteen-bit factors are what the oldest vector units multiply.
+int32_t dot(const uint8_t* x, const int16_t* w, int64_t count, int zp) {
     int32_t total = 0;
-    for (int64_t k = 0; k < count; ++k) total += (static_cast<int32_t>(x[k]) - zp) * w[k];
+    for (int64_t k = 0; k < count; ++k) {
+        const int16_t centred = static_cast<int16_t>(x[k] - zp);
+        total += centred * w[k];
+    }
     return total;
 }
 
 void sums_scalar(const PlaneRows& rows, int64_t n, int count, int32_t* sums) {
-    int8_t codes[kChunk];
+    int16_t codes[kChunk];
     std::fill(sums, sums + rows.M * count * rows.sum_stride, 0);
     for (int i = 0; i < count; ++i)
         for (int64_t start = 0; start < rows.K; start += kChunk) {
