@@ -1,0 +1,33 @@
+"""Mixed precision: sensitivity of layers, sampling, search and frontier (Algorithms 1, 2 and A.3, arXiv:2502.01199)."""
+
+from __future__ import annotations
+
+from bitswitch.mixed.cost import Cost, CostTable, additive_latency, measure_costs
+from bitswitch.mixed.frontier import Measured, Measurements, pareto, random_subnets, refine, to_csv, to_rows
+from bitswitch.mixed.hasb import HASB, UniformSampling
+from bitswitch.mixed.hessian import hessian_trace
+from bitswitch.mixed.search import InfeasibleError, SearchSpace, SubNet, search
+from bitswitch.mixed.sensitivity import Sensitivity, Trace
+
+__all__ = [
+    "HASB",
+    "Cost",
+    "CostTable",
+    "InfeasibleError",
+    "Measured",
+    "Measurements",
+    "SearchSpace",
+    "Sensitivity",
+    "SubNet",
+    "Trace",
+    "UniformSampling",
+    "additive_latency",
+    "hessian_trace",
+    "measure_costs",
+    "pareto",
+    "random_subnets",
+    "refine",
+    "search",
+    "to_csv",
+    "to_rows",
+]

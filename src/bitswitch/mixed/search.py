@@ -1,0 +1,355 @@
+"""Search: the widths that minimise the expected perturbation within budgets, proven optimal (Algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bitswitch.errors import BitswitchError, ConfigError, PrecisionError, UnknownLayerError
+from bitswitch.mixed import _milp
+from bitswitch.mixed._dynamic import MAX_CELLS, DynamicProgramme
+from bitswitch.mixed._problem import Choice, Floats, Limit, Problem
+from bitswitch.mixed.cost import Cost, CostTable, LatencyTable, LayerCost, measure_costs
+from bitswitch.mixed.objective import Objective, resolve_objective
+from bitswitch.precision import Precision
+
+Budget = float | Sequence[float] | None
+
+
+class InfeasibleError(BitswitchError, ValueError):
+    """No precision is within the budgets; the message says what the smallest feasible one is."""
+
+
+@dataclass(frozen=True)
+class SubNet:
+    """One precision of a SuperNet.
+
+    Attributes:
+        precision: the width of every quantized layer.
+        cost: what it costs.
+        sensitivity: the objective: what was minimised.
+    """
+
+    precision: Precision
+    cost: Cost
+    sensitivity: float
+
+
+@dataclass(frozen=True)
+class _CostKind:
+    """How a budget is counted: the cost of a layer at a width, and the bound for a budget of the user's."""
+
+    label: str
+    unit: str
+    of_layer: Callable[[LayerCost, int], float]
+    bound: Callable[[float], float]
+    budget: Callable[[float], float]
+    integer: bool = True
+
+
+class SearchSpace:
+    """The widths that are allowed, what each costs, and how much it hurts; see `search` for the arguments.
+
+    Making one and calling `solve` many times spares computing the objective anew.
+
+    Args:
+        costs: from `measure_costs`.
+        objective: {layer that stores a weight: {width: value}}, to be minimised.
+        layer_bits: widths that some layers are limited to, by name or pattern.
+
+    Raises:
+        UnknownLayerError: a pattern matches no layer.
+        PrecisionError: a width was not prepared, or a layer is left without one.
+    """
+
+    def __init__(
+        self,
+        costs: CostTable,
+        objective: Mapping[str, Mapping[int, float]],
+        layer_bits: Mapping[str, Collection[int] | int] | None = None,
+    ) -> None:
+        self.costs = costs
+        self._groups = costs.groups
+        allowed = _allowed(costs, layer_bits or {})
+        self._widths: list[list[int]] = []
+        for group in self._groups:
+            common = set.intersection(*(set(allowed[layer.name]) for layer in group))
+            if not common:
+                names = ", ".join(repr(layer.name) for layer in group)
+                raise PrecisionError(
+                    f"layer_bits leaves no width that the layers {names}, which share a weight, can have"
+                )
+            self._widths.append(sorted(common, reverse=True))
+        self._objective = [
+            np.array([objective[group[0].owner or group[0].name][bits] for bits in widths], dtype=np.float64)
+            for group, widths in zip(self._groups, self._widths, strict=True)
+        ]
+        self._kinds = _cost_kinds(costs)
+        self._programme: DynamicProgramme | None = None
+
+    def solve(self, budgets: Mapping[str, float], count: int = 1) -> list[SubNet]:
+        """Return the best precisions within budgets that hold together, best first.
+
+        Args:
+            budgets: by name: average_bits, weighted_bits, weight_bytes, bitops, latency.
+            count: how many; fewer are returned if there are no more.
+
+        Raises:
+            InfeasibleError: there is none; the message names the smallest feasible budget.
+            ConfigError: a budget is no positive number, or its cost is not known.
+        """
+        limits = [self._limit(name, budget) for name, budget in budgets.items()]
+        problem = Problem(self._objective, limits)
+        if count == 1 and len(limits) == 1 and self._dynamic(next(iter(budgets))):
+            choice = self._average_programme(limits[0]).solve(limits[0].bound)
+            choices = [] if choice is None else [choice]
+        else:
+            choices = list(_milp.best(problem, count))
+        if not choices:
+            raise InfeasibleError(self._explain(budgets, limits))
+        return [self._subnet(problem, choice) for choice in choices]
+
+    def evaluate(self, precision: Precision) -> SubNet:
+        """Return a given precision with its cost and objective.
+
+        Raises:
+            PrecisionError, UnknownLayerError: it does not fit the model.
+        """
+        resolved = precision.resolve(self.costs.available)
+        value = 0.0
+        for group, widths, values in zip(self._groups, self._widths, self._objective, strict=True):
+            bits = resolved[group[0].name]
+            if any(resolved[layer.name] != bits for layer in group):
+                raise PrecisionError(f"layers that share the weight of {group[0].name!r} must have one width")
+            if bits not in widths:
+                raise PrecisionError(
+                    f"layer {group[0].name!r} is limited to {', '.join(map(str, widths))} bits; got {bits}"
+                )
+            value += float(values[widths.index(bits)])
+        return SubNet(Precision.of(resolved), self.costs.of(resolved), value)
+
+    @property
+    def choices(self) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+        """(names of the layers that share a weight, widths that they may have), for every choice there is to make."""
+        pairs = zip(self._groups, self._widths, strict=True)
+        return [(tuple(layer.name for layer in group), tuple(widths)) for group, widths in pairs]
+
+    def within(self, cost: Cost, budgets: Mapping[str, float]) -> bool:
+        """Return whether a cost is within budgets."""
+        return all(getattr(cost, name) <= budget * (1 + 1e-9) for name, budget in budgets.items())
+
+    def _subnet(self, problem: Problem, choice: Choice) -> SubNet:
+        resolved = {
+            layer.name: widths[option]
+            for group, widths, option in zip(self._groups, self._widths, choice, strict=True)
+            for layer in group
+        }
+        ordered = {name: resolved[name] for name in self.costs.layers}
+        return SubNet(Precision.of(ordered), self.costs.of(ordered), problem.value(choice))
+
+    def _limit(self, name: str, budget: float) -> Limit:
+        kind = self._kinds.get(name)
+        if kind is None:
+            if name in _WHAT_IS_MISSING:
+                raise ConfigError(f"a budget of {name} needs {_WHAT_IS_MISSING[name]}")
+            raise ConfigError(f"there is no budget {name!r}; there are {', '.join((*_ALWAYS, *_WHAT_IS_MISSING))}")
+        if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not math.isfinite(budget) or budget <= 0:
+            raise ConfigError(f"the budget {name} must be a positive number; got {budget!r}")
+        bound = kind.bound(budget)
+        # A budget such as 2.6 × 5 layers must not miss its 13 bits by the last digit of a float.
+        bound = math.floor(bound * (1 + 1e-12) + 1e-9) if kind.integer else bound
+        return Limit(name, self._costs_of(kind), bound)
+
+    def _costs_of(self, kind: _CostKind) -> list[Floats]:
+        return [
+            np.array([sum(kind.of_layer(layer, bits) for layer in group) for bits in widths], dtype=np.float64)
+            for group, widths in zip(self._groups, self._widths, strict=True)
+        ]
+
+    def _dynamic(self, name: str) -> bool:
+        cells = len(self._groups) * sum(
+            max(widths) * len(g) for g, widths in zip(self._groups, self._widths, strict=True)
+        )
+        return name == "average_bits" and cells <= MAX_CELLS
+
+    def _average_programme(self, limit: Limit) -> DynamicProgramme:
+        if self._programme is None:
+            self._programme = DynamicProgramme(self._objective, limit.costs)
+        return self._programme
+
+    def _explain(self, budgets: Mapping[str, float], limits: list[Limit]) -> str:
+        """Say, for each budget, what the smallest feasible one is while the others hold."""
+        alone = [float(sum(values.min() for values in limit.costs)) for limit in limits]
+        too_small = [i for i, limit in enumerate(limits) if alone[i] > limit.bound]
+        if too_small:
+            parts = [self._smallest(limits[i], budgets, alone[i]) for i in too_small]
+            return f"no precision is within the budget: {'; '.join(parts)}"
+        parts = []
+        for i, limit in enumerate(limits):
+            others = [other for j, other in enumerate(limits) if j != i]
+            choice = _milp.solve(Problem(limit.costs, others))
+            if choice is not None:
+                parts.append(self._smallest(limit, budgets, limit.total(choice)))
+        together = " and ".join(f"{name} ≤ {budget:g}" for name, budget in budgets.items())
+        reasons = "; or ".join(parts) if parts else "with any one of them left out the rest cannot be met either"
+        return f"no precision is within {together} together; while the others hold, {reasons}"
+
+    def _smallest(self, limit: Limit, budgets: Mapping[str, float], total: float) -> str:
+        kind = self._kinds[limit.name]
+        return f"the smallest feasible {kind.label} is {kind.budget(total):.6g}{kind.unit}, not {budgets[limit.name]:g}"
+
+
+_ALWAYS = ("average_bits", "weighted_bits", "weight_bytes")
+_WHAT_IS_MISSING = {"bitops": "example_inputs, to count multiplications", "latency": "a latency_table"}
+
+
+def _cost_kinds(costs: CostTable) -> dict[str, _CostKind]:
+    counted = {layer.name for layer in costs.counted}
+    num_layers = len(counted)
+    num_weights = max(1, sum(layer.num_weights for layer in costs.counted))
+
+    def share(layer: LayerCost, factor: int) -> int:
+        return factor if layer.name in counted else 0
+
+    fixed = costs.float_bytes
+    kinds = {
+        "average_bits": _CostKind(
+            "average width", " bits", lambda v, b: b * share(v, 1), lambda x: x * num_layers, lambda x: x / num_layers
+        ),
+        "weighted_bits": _CostKind(
+            "average width by weights",
+            " bits",
+            lambda v, b: b * share(v, v.num_weights),
+            lambda x: x * num_weights,
+            lambda x: x / num_weights,
+        ),
+        "weight_bytes": _CostKind(
+            "size", " bytes", lambda v, b: v.weight_bytes(b), lambda x: x - fixed, lambda x: x + fixed
+        ),
+    }
+    if all(layer.num_macs is not None for layer in costs.layers.values()):
+        kinds["bitops"] = _CostKind("number of BitOPs", "", lambda v, b: v.bitops(b) or 0, float, float)
+    if all(layer.seconds is not None for layer in costs.layers.values()):
+        kinds["latency"] = _CostKind("latency", " s", lambda v, b: (v.seconds or {})[b], float, float, integer=False)
+    return kinds
+
+
+def _allowed(costs: CostTable, layer_bits: Mapping[str, Collection[int] | int]) -> dict[str, tuple[int, ...]]:
+    allowed = costs.available
+    for pattern, bits in layer_bits.items():
+        matching = [name for name in allowed if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
+        if not matching:
+            raise UnknownLayerError(f"layer_bits: {pattern!r} matches no quantized layer")
+        wanted = (bits,) if isinstance(bits, int) else tuple(bits)
+        for name in matching:
+            odd = [b for b in wanted if b not in costs.available[name]]
+            if odd and len(costs.available[name]) > 1:
+                widths = ", ".join(map(str, costs.available[name]))
+                raise PrecisionError(
+                    f"layer_bits: layer {name!r} was not prepared for {odd[0]!r} bits; it has {widths}"
+                )
+            left = tuple(b for b in allowed[name] if b in wanted)
+            if not left:
+                raise PrecisionError(f"layer_bits leaves layer {name!r} no width")
+            allowed[name] = left
+    return allowed
+
+
+def search(
+    model: nn.Module,
+    sensitivity: Mapping[str, float],
+    *,
+    average_bits: Budget = None,
+    weighted_bits: Budget = None,
+    weight_bytes: Budget = None,
+    bitops: Budget = None,
+    latency: Budget = None,
+    layer_bits: Mapping[str, Collection[int] | int] | None = None,
+    example_inputs: Any = None,
+    latency_table: LatencyTable | None = None,
+    objective: Objective | Mapping[str, Mapping[int, float]] = "perturbation",
+    num_solutions: int = 1,
+) -> list[SubNet]:
+    """Return the precisions that hurt least within budgets (Algorithm 2, arXiv:2502.01199), each a proven optimum.
+
+    A budget is a number, or a sequence for as many searches. Several budgets hold together; sequences must be equally
+    long and are taken side by side. Layers that share a weight get one width.
+
+    Args:
+        model: a prepared model.
+        sensitivity: of its layers: a `Sensitivity` from `hessian_trace`, or any mapping from layer names to traces.
+        average_bits: largest plain mean width over the layers that have a choice, the paper's budget. This one alone is
+            solved by a dynamic programme that answers all its budgets in one pass.
+        weighted_bits: largest mean width weighted by the layers' numbers of weights.
+        weight_bytes: largest size of the network's weights as `bitswitch.summary` counts it, layers that stay float
+            included.
+        bitops: largest number of multiplications × weight width × input width on `example_inputs`, over the quantized
+            layers.
+        latency: largest sum of the seconds in `latency_table`.
+        layer_bits: widths that some layers are limited to, by name or pattern, such as {"layer1.*": (8, 4)}.
+        example_inputs: for `bitops`, as for `bitswitch.prepare`.
+        latency_table: {layer: {width: seconds}} for `latency`.
+        objective: "perturbation" (HAWQ-V2's Σ (t_l/n_l)·‖Ŵ_l − W_l‖²), "weighted-bits" (Σ −(t_l/n_l)·b_l), or a table
+            {layer: {width: value}} of your own; it is minimised.
+        num_solutions: also return the next best ones within each budget.
+
+    Returns:
+        For each budget in order its best SubNets, best first, without repetitions over the whole list.
+
+    Raises:
+        InfeasibleError: no precision is within a budget; the message names the smallest feasible one.
+        ConfigError: there is no budget, one is malformed, or the sensitivity is unusable or of another model.
+        UnknownLayerError, PrecisionError: a layer or width of `layer_bits` does not exist.
+        PrepareError: the model is not prepared.
+
+    >>> import torch
+    >>> import bitswitch as bs
+    >>> net = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.ReLU())))
+    >>> model = bs.prepare(net, bits=(8, 4, 2), example_inputs=torch.zeros(1, 8))
+    >>> [subnet] = search(model, {"2": 9.0, "4": 1.0}, average_bits=6, objective="weighted-bits")
+    >>> print(subnet.precision, subnet.cost.average_bits)
+    2=8,4=4 6.0
+    """
+    given = {
+        "average_bits": average_bits,
+        "weighted_bits": weighted_bits,
+        "weight_bytes": weight_bytes,
+        "bitops": bitops,
+        "latency": latency,
+    }
+    if type(num_solutions) is not int or num_solutions < 1:
+        raise ConfigError(f"num_solutions must be a positive integer; got {num_solutions!r}")
+    budgets = side_by_side({name: value for name, value in given.items() if value is not None})
+    costs = measure_costs(model, example_inputs, latency_table=latency_table)
+    space = SearchSpace(costs, resolve_objective(model, sensitivity, objective), layer_bits)
+    found: dict[Precision, SubNet] = {}
+    for budget in budgets:
+        for subnet in space.solve(budget, num_solutions):
+            found.setdefault(subnet.precision, subnet)
+    return list(found.values())
+
+
+def side_by_side(given: Mapping[str, float | Sequence[float]]) -> list[dict[str, float]]:
+    """Return the budgets of each search: sequences side by side, single numbers in all of them.
+
+    Raises:
+        ConfigError: there are none, or sequences differ in length.
+    """
+    if not given:
+        raise ConfigError(f"give at least one budget: {', '.join((*_ALWAYS, *_WHAT_IS_MISSING))}")
+    sequences = {name: list(v) for name, v in given.items() if isinstance(v, Sequence) and not isinstance(v, str)}
+    lengths = {len(values) for values in sequences.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        shown = ", ".join(f"{name} has {len(values)}" for name, values in sequences.items())
+        raise ConfigError(f"budgets that are sequences must be equally long and not empty: {shown}")
+    count = lengths.pop() if lengths else 1
+    return [
+        {name: sequences[name][i] if name in sequences else value for name, value in given.items()}  # pyright: ignore
+        for i in range(count)
+    ]

@@ -1,0 +1,177 @@
+"""Trace estimates against dense matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bitswitch as bs
+from bitswitch.errors import ConfigError
+from bitswitch.mixed import Sensitivity, hessian_trace
+from tests.networks import images, residual
+
+NUM_TRIALS = 200
+
+
+class Small(nn.Module):
+    """A network small enough for a dense Hessian."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.hidden = nn.Linear(12, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.norm(self.conv(x)))
+        return self.head(torch.tanh(self.hidden(x.flatten(1))))
+
+
+def loss_fn(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    logits = model(batch[0])
+    return F.cross_entropy(logits, batch[1]), logits
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Small().double().eval()
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(24, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (24,), generator=generator)
+    return [(x[:16], y[:16]), (x[16:], y[16:])]
+
+
+def dense(model: nn.Module, batches: list[tuple[Tensor, Tensor]], name: str, method: str) -> float:
+    """Return the trace of the dense matrix of the mean loss over all examples with respect to one layer's weight."""
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    key = f"{name}.weight"
+
+    def logits(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {key: weight}, (x,))
+
+    weight = model.get_parameter(key).detach()
+    if method == "hessian":
+        matrix = torch.autograd.functional.hessian(lambda w: F.cross_entropy(logits(w), y), weight)
+        assert isinstance(matrix, Tensor)
+        return float(matrix.reshape(weight.numel(), weight.numel()).trace())
+    jacobian = torch.autograd.functional.jacobian(logits, weight)
+    assert isinstance(jacobian, Tensor)
+    jacobian = jacobian.reshape(len(x), 3, -1)
+    p = logits(weight).softmax(1)
+    curvature = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    return float(torch.einsum("nck,ncd,ndk->", jacobian, curvature, jacobian).detach()) / len(x)
+
+
+@pytest.mark.parametrize("method", ["hessian", "gauss-newton"])
+def test_within_two_standard_errors_of_the_dense_trace(small: nn.Module, batches: list[Any], method: Any) -> None:
+    found = [
+        hessian_trace(small, loss_fn, batches, method=method, relative_error=1e-9, min_probes=16, max_probes=16, seed=s)
+        for s in range(NUM_TRIALS)
+    ]
+    for name in ("conv", "hidden", "head"):
+        exact = dense(small, batches, name, method)
+        estimates = np.array([s[name] for s in found])
+        errors = np.array([s.layers[name].error for s in found])
+        assert np.mean(np.abs(estimates - exact) <= 2 * errors) >= 0.9, name
+        spread = errors.mean() / np.sqrt(NUM_TRIALS)
+        assert abs(estimates.mean() - exact) <= max(0.01 * abs(exact), 3 * spread), name
+    assert found[0].num_examples == 24
+
+
+def test_stops_at_the_relative_error(small: nn.Module, batches: list[Any]) -> None:
+    loose = hessian_trace(small, loss_fn, batches, method="gauss-newton", relative_error=0.2, max_probes=4000)
+    tight = hessian_trace(small, loss_fn, batches, method="gauss-newton", relative_error=0.05, max_probes=4000)
+    assert max(t.error / t.value for t in tight.layers.values()) <= 0.05
+    assert loose.num_probes < tight.num_probes < 4000
+
+
+def test_float_and_prepared_models_agree_and_stay_as_they_are() -> None:
+    network = residual()
+    model = bs.prepare(network, bits=(8, 2), example_inputs=images())
+    data = [(images(8), torch.arange(8) % 10)]
+    own = hessian_trace(network, loss_fn, data, max_probes=4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    bs.switch(model, 2)
+    model.train()
+    assert dict(hessian_trace(model, loss_fn, data, max_probes=4)) == pytest.approx(dict(own), rel=1e-4)
+    assert model.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_inputs(small: nn.Module, batches: list[Any]) -> None:
+    found = hessian_trace(small, loss_fn, batches, method="gauss-newton", inputs=True, min_probes=400, max_probes=400)
+    x = batches[0][0]
+    hidden = torch.tanh(small.get_submodule("norm")(small.get_submodule("conv")(torch.cat([b[0] for b in batches]))))
+    hidden = hidden.flatten(1).detach()
+
+    def tail(h: Tensor) -> Tensor:
+        return small.get_submodule("head")(torch.tanh(small.get_submodule("hidden")(h)))
+
+    total = 0.0
+    for row in hidden:
+        jacobian = torch.autograd.functional.jacobian(tail, row)
+        assert isinstance(jacobian, Tensor)
+        p = tail(row).softmax(0)
+        total += float(torch.einsum("ck,cd,dk->", jacobian, p.diag() - p.outer(p), jacobian).detach())
+    assert found.inputs["hidden"].size == 12
+    assert abs(found.inputs["hidden"].value - total / len(hidden)) <= 3 * found.inputs["hidden"].error
+    assert set(found.inputs) == {"conv", "hidden", "head"}
+    assert x.grad is None
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 5, batch_first=True)
+        self.attention = nn.MultiheadAttention(5, 1, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rnn(x)[0]
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize("method", ["hessian", "gauss-newton"])
+def test_recurrent_and_attention_layers(method: Any) -> None:
+    data = [(torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3)]
+    found = hessian_trace(Recurrent(), loss_fn, data, method=method, max_probes=4)
+    assert {"rnn", "attention.q_proj", "attention.out_proj", "head"} <= set(found)
+    assert found.layers["rnn"].size == 4 * 5 * (4 + 5)
+    assert all(found[name] != 0 for name in found)
+
+
+def test_round_trip(small: nn.Module, batches: list[Any], tmp_path) -> None:
+    found = hessian_trace(small, loss_fn, batches, max_probes=4, inputs=True)
+    found.save(tmp_path / "trace.json")
+    assert Sensitivity.load(tmp_path / "trace.json", small) == found
+
+
+def test_errors(small: nn.Module, batches: list[Any]) -> None:
+    for arguments, message in [
+        ({"method": "guess"}, "method must be"),
+        ({"relative_error": 0}, "relative_error"),
+        ({"min_probes": 1}, "min_probes"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            hessian_trace(small, loss_fn, batches, **arguments)
+    with pytest.raises(ConfigError, match="no batches"):
+        hessian_trace(small, loss_fn, [])
+    with pytest.raises(ConfigError, match="NaN"):
+        hessian_trace(small, lambda m, b: loss_fn(m, b)[0] * float("nan"), batches, method="hessian")
+    with pytest.raises(bs.errors.ArgumentError, match="returns \\(loss, logits\\)"):
+        hessian_trace(small, lambda m, b: loss_fn(m, b)[0], batches, method="gauss-newton")
+    with pytest.raises(ConfigError, match="does not depend"):
+        hessian_trace(small, lambda m, b: b[0].sum().requires_grad_(), batches, method="hessian")
