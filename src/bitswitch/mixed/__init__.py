@@ -6,6 +6,7 @@ from bitswitch.mixed.cost import Cost, CostTable, additive_latency, measure_cost
 from bitswitch.mixed.frontier import Measured, Measurements, pareto, random_subnets, refine, to_csv, to_rows
 from bitswitch.mixed.hasb import HASB, UniformSampling
 from bitswitch.mixed.hessian import hessian_trace
+from bitswitch.mixed.input_errors import input_errors
 from bitswitch.mixed.search import InfeasibleError, SearchSpace, SubNet, search
 from bitswitch.mixed.sensitivity import Sensitivity, Trace
 
@@ -23,6 +24,7 @@ __all__ = [
     "UniformSampling",
     "additive_latency",
     "hessian_trace",
+    "input_errors",
     "measure_costs",
     "pareto",
     "random_subnets",
