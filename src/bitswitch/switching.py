@@ -33,6 +33,7 @@ def switch(model: nn.Module, precision: int | Mapping[str, int] | Precision, def
 
     >>> import torch
     >>> import bitswitch as bs
+    >>> _ = torch.manual_seed(0)
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> model = bs.prepare(net, bits=(8, 4, 2), example_inputs=torch.zeros(1, 4))
     >>> bs.switch(model, 2)
