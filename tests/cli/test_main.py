@@ -86,7 +86,7 @@ def test_traceback_on_request(
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "inspect"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "inspect", "bench"])
 def test_commands_have_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     assert f"usage: bitswitch {name}" in capsys.readouterr().out

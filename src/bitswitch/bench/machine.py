@@ -45,8 +45,11 @@ class Machine:
             f"PyTorch {self.torch}",
         ]
         if self.read_gb_per_s:
-            speeds = ", ".join(f"{speed:.1f} ({streams})" for streams, speed in self.read_gb_per_s.items())
-            parts.append(f"reads GB/s by streams a thread: {speeds}")
+            speeds = (
+                f"{speed:.1f} GB/s with {streams} stream{'s' if streams > 1 else ''} a thread"
+                for streams, speed in self.read_gb_per_s.items()
+            )
+            parts.append("reads " + ", ".join(speeds))
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def interleave(
     inner: int = 1,
     pause: float = 0.0,
     seconds: float | None = None,
+    before: Callable[[str], object] | None = None,
 ) -> dict[str, Timing]:
     """Time functions in turn: a round calls each of them, and there are `repeat` rounds.
 
@@ -60,6 +61,7 @@ def interleave(
         inner: calls that one measurement lasts; more than 1 for functions of a few microseconds.
         pause: seconds to wait before the calls of a function.
         seconds: end after the round in which this time has passed, but not before three rounds; None for no limit.
+        before: called with a function's name before its turn, for what shall not be timed, such as a switch of widths.
 
     Returns:
         The time of one call, by name.
@@ -73,6 +75,8 @@ def interleave(
         for name, function in functions.items():
             if pause:
                 time.sleep(pause)
+            if before is not None:
+                before(name)
             function()
             measured = [_one(function, inner) for _ in range(burst)]
             if turn:

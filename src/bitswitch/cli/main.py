@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("bitswitch.cli.train", "Run a recipe: float network, joint training, checkpoint, report."),
     "evaluate": ("bitswitch.cli.evaluate", "Measure the accuracy of a checkpoint at any precision."),
     "inspect": ("bitswitch.cli.inspect", "Show what a checkpoint holds: layers, sizes, files, codes."),
+    "bench": ("bitswitch.cli.bench", "Measure latency, memory and switching on this machine, at each width."),
 }
 TRACEBACK_FLAG = "--traceback"
 TRACEBACK_VARIABLE = "BITSWITCH_TRACEBACK"

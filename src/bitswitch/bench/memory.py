@@ -1,0 +1,107 @@
+"""Memory that an opened checkpoint takes, measured in a fresh process for each width.
+
+`python -m bitswitch.bench.memory` is that process; it reads its task from standard input.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitswitch.bench.subject import Subject
+from bitswitch.errors import ConfigError
+from bitswitch.models import Architecture
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of resident memory that a process has more than after its imports.
+
+    Attributes:
+        opened: once the network is there.
+        running: once it has answered.
+    """
+
+    opened: int
+    running: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return the fields."""
+        return asdict(self)
+
+
+def resident_bytes() -> int | None:
+    """Return the resident memory of this process, mapped files included; None where /proc does not tell."""
+    try:
+        text = Path("/proc/self/status").read_text("utf-8")
+    except OSError:
+        return None
+    found = [line.split()[1] for line in text.splitlines() if line.startswith("VmRSS:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def measure_memory(subject: Subject, bits: int) -> Memory | None:
+    """Open a checkpoint at a width in a new process and answer one input.
+
+    Args:
+        subject: what to open.
+        bits: the width.
+
+    Returns:
+        None where the system does not tell.
+
+    Raises:
+        ConfigError: the process failed; the message is its last line.
+    """
+    if resident_bytes() is None:
+        return None
+    task = {
+        "name": subject.name,
+        "folder": str(subject.folder.absolute()),
+        "architecture": subject.architecture.to_json(),
+        "bits": bits,
+        "input_shape": subject.input_shape,
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", "bitswitch.bench.memory"],
+        input=json.dumps(task),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode != 0:
+        reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise ConfigError(f"the memory of {bits} bits could not be measured: {reason}")
+    return Memory(**json.loads(child.stdout))
+
+
+def _child(task: dict[str, Any]) -> Memory:
+    subject = Subject(
+        task["name"],
+        Path(task["folder"]),
+        Architecture.from_json(task["architecture"]),
+        (task["bits"],),
+        tuple(task["input_shape"]),
+    )
+    x = subject.inputs(1)
+    # The collection that a network comes from is imported when it is first asked for.
+    subject.architecture.build()
+    gc.collect()
+    before = resident_bytes() or 0
+    model = subject.open()
+    gc.collect()
+    opened = resident_bytes() or 0
+    with torch.inference_mode():
+        model(x)
+    return Memory(opened - before, (resident_bytes() or 0) - before)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(json.load(sys.stdin)).to_json()))

@@ -1,0 +1,128 @@
+"""All that is measured of one network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import bitswitch as bs
+from bitswitch.bench.memory import Memory, measure_memory
+from bitswitch.bench.networks import FLOAT, SwitchTiming, float_call, latency, switching, training
+from bitswitch.bench.subject import Subject
+from bitswitch.bench.timing import Timing
+from bitswitch.checkpoint import read_info
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure.
+
+    Attributes:
+        batch: batch sizes.
+        repeat: rounds.
+        seconds: limit for the rounds of one table.
+        float_network: measure the float32 network too.
+        memory: measure resident memory.
+        training_batch: batch size of training steps; None leaves them out.
+    """
+
+    batch: tuple[int, ...] = (1, 16)
+    repeat: int = 25
+    seconds: float | None = 15.0
+    float_network: bool = True
+    memory: bool = True
+    training_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured.
+
+    Attributes:
+        subject: the network.
+        latency: by batch size, then by name: "float32", "8 bits", …
+        bytes_at: size of the files that a width needs.
+        float_bytes: size of the same as float32.
+        memory: resident memory by width; empty if it was not measured.
+        switching: by the width that was switched to, with all planes in memory; empty for a single width.
+        training: of a step, by name; empty if it was not measured.
+        training_batch: inputs of a step.
+    """
+
+    subject: Subject
+    latency: Mapping[int, Mapping[str, Timing]]
+    bytes_at: Mapping[int, int]
+    float_bytes: int
+    memory: Mapping[int, Memory]
+    switching: Mapping[int, SwitchTiming]
+    training: Mapping[str, Timing]
+    training_batch: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything; times in milliseconds, sizes in bytes."""
+        return {
+            "model": self.subject.name,
+            "input_shape": list(self.subject.input_shape),
+            "bits": list(self.subject.bits),
+            "latency": {str(batch): _plain(times) for batch, times in self.latency.items()},
+            "file_bytes": {str(width): self.bytes_at[width] for width in self.subject.bits},
+            "float_bytes": self.float_bytes,
+            "resident_bytes": _plain(self.memory),
+            "switching": _plain(self.switching),
+            "training": {"batch": self.training_batch, "steps": _plain(self.training)} if self.training else None,
+        }
+
+
+def measure(subject: Subject, settings: Settings, say: Callable[[str], object] = lambda what: None) -> Report:
+    """Measure a network.
+
+    Args:
+        subject: the network.
+        settings: what to measure.
+        say: called with what is being measured.
+    """
+    info = read_info(subject.folder)
+    times: dict[int, Mapping[str, Timing]] = {}
+    for batch in settings.batch:
+        say(f"latency, batch {batch}")
+        times[batch] = _latency(subject, batch, settings)
+    switches: Mapping[int, SwitchTiming] = {}
+    if len(subject.bits) > 1:
+        say("switching")
+        switches = switching(subject.open(), subject.inputs(1), subject.bits, repeat=settings.repeat)
+    memory: dict[int, Memory] = {}
+    for width in subject.bits if settings.memory else ():
+        say(f"memory at {width} bits")
+        found = measure_memory(subject, width)
+        if found is not None:
+            memory[width] = found
+    steps: Mapping[str, Timing] = {}
+    if settings.training_batch is not None:
+        say("training steps")
+        steps = _training(subject, settings.training_batch, settings)
+    return Report(subject, times, info.bytes_at, info.float_bytes, memory, switches, steps, settings.training_batch)
+
+
+def _latency(subject: Subject, batch: int, settings: Settings) -> dict[str, Timing]:
+    x = subject.inputs(batch)
+    others = {FLOAT: float_call(subject.float_network(), x)} if settings.float_network else {}
+    return latency(subject.open(), x, subject.bits, others, repeat=settings.repeat, burst=3, seconds=settings.seconds)
+
+
+def _training(subject: Subject, batch: int, settings: Settings) -> dict[str, Timing]:
+    info = read_info(subject.folder)
+    model = bs.load(subject.folder, into=subject.float_network(), bits=info.config.bits[0])
+    bs.unfreeze(model)
+    return training(
+        subject.float_network(),
+        model,
+        subject.inputs(batch),
+        subject.bits,
+        repeat=settings.repeat,
+        seconds=settings.seconds,
+    )
+
+
+def _plain(found: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): value.to_json() for key, value in found.items()}

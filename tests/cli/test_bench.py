@@ -1,0 +1,80 @@
+"""The command that measures, on networks that take milliseconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import bitswitch as bs
+from bitswitch.cli import main
+from bitswitch.models import Architecture
+
+QUICK = ["--repeat", "3", "--seconds", "0.1", "--batch", "1", "3"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "checkpoint"
+    architecture = Architecture.of("digits-cnn", width=4)
+    images = torch.rand(4, 1, 8, 8)
+    model = bs.prepare(architecture.build(), bits=(8, 4), example_inputs=images)
+    bs.calibrate(model, [images])
+    bs.save(model, folder, architecture=architecture.to_json())
+    return folder
+
+
+def lines(out: str, name: str) -> list[list[str]]:
+    return [line.split() for line in out.splitlines() if line.strip().startswith(name)]
+
+
+def test_a_checkpoint(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_num_threads()
+    words = ["bench", str(checkpoint), *QUICK, "--training", "--training-batch", "4", "--threads", "1"]
+    assert main([*words, "--json", str(tmp_path / "a.json")]) == 0
+    assert torch.get_num_threads() == before
+    out = capsys.readouterr().out
+    assert "1 threads" in out.splitlines()[0]
+    assert "digits-cnn, inputs of 1×8×8" in out
+    # Two batch sizes with a ratio each; switching; a training step.
+    assert len(lines(out, "float32")) == 2
+    assert len(lines(out, "8 bits")) == len(lines(out, "4 bits")) == 3
+    figures = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert figures["machine"]["threads"] == 1
+    assert figures["latency"]["3"].keys() == {"float32", "8 bits", "4 bits"}
+    assert figures["file_bytes"]["4"] < figures["file_bytes"]["8"]
+    assert figures["switching"]["4"]["switch"]["count"] == 3
+    assert figures["training"]["batch"] == 4
+    if figures["resident_bytes"]:
+        assert figures["resident_bytes"]["8"]["running"] > 0
+
+
+def test_an_architecture_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["resnet20-cifar", "--bits", "4", "--image-size", "8", "--no-memory", "--no-float-network"]
+    assert main(["bench", *words, *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "resnet20-cifar, inputs of 3×8×8" in out
+    assert len(lines(out, "4 bits")) == 1
+    assert "switch to" not in out
+    assert "float32" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["digits-cnn", "--batch", "0"], "--batch must be at least 1"),
+        (["digits-cnn", "--image-size", "8", "--input-shape", "1", "8", "8"], "either --image-size or --input-shape"),
+        (["digits-cnm"], "digits-cnm"),
+        (["./nowhere"], "is not a checkpoint folder"),
+    ],
+)
+def test_what_cannot_be_measured(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_widths_that_a_checkpoint_lacks(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(checkpoint), "--bits", "6"]) == 1
+    assert "6 bits cannot be opened; widths that can: 8, 4" in capsys.readouterr().err
