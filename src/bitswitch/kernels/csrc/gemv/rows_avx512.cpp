@@ -90,13 +90,22 @@ BITSWITCH_INLINE void transpose(const __m512i* p, __m512i* w) {
     for (int r = 0; r < 8; ++r) w[r] = _mm512_gf2p8affine_epi64_epi8(unit, eights[r], 0x80);
 }
 
+BITSWITCH_INLINE __m512i load_bytes(__mmask64 mask, const uint8_t* from) {
+#if defined(__SANITIZE_ADDRESS__)
+    // The sanitizer does not see masked loads.
+    const volatile uint8_t first = from[0], last = from[63 - __builtin_clzll(mask)];
+    (void)first, (void)last;
+#endif
+    return _mm512_maskz_loadu_epi8(mask, from);
+}
+
 // The weights of 512 inputs from byte `at` of the planes on.
 template <int L, bool R>
 BITSWITCH_INLINE void unpack(const uint8_t* const* planes, int64_t at, __mmask64 mask, __m512i* w) {
     __m512i p[8];
     for (int i = 0; i < num_planes(L, R); ++i) {
         _mm_prefetch(reinterpret_cast<const char*>(planes[i] + at + kAhead), _MM_HINT_T0);
-        p[i] = _mm512_maskz_loadu_epi8(mask, planes[i] + at);
+        p[i] = load_bytes(mask, planes[i] + at);
     }
     if constexpr (R) round_512<L>(p);
     transpose<L>(p, w);
