@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bitswitch import kernels
 from bitswitch._planes import planes_needed
+from bitswitch.bench.machine import machine
+from bitswitch.bench.output import add_options, write_json
 
 GROUP = 128
 STREAMS = (1, 2, 4, 8)
@@ -184,8 +184,6 @@ def measure(
             times[name].append(turn())
     return {
         "shape": [out_features, in_features],
-        "threads": torch.get_num_threads(),
-        "instruction_set": kernels.instruction_set(),
         "group_size": group_size,
         "zero_point": zero_point,
         "read_gb_per_s": {str(streams): statistics.median(taken) for streams, taken in reads.items()},
@@ -198,7 +196,7 @@ def show(result: dict[str, Any]) -> None:
     """Print the table of one shape."""
     (out_features, in_features), ms, reads = result["shape"], result["ms"], result["read_gb_per_s"]
     print(
-        f"\n{out_features}×{in_features}, one row, {result['threads']} threads, {result['instruction_set']}, "
+        f"\n{out_features}×{in_features}, one row, "
         f"group size {result['group_size'] or 'none'}, zero point {result['zero_point']}"
     )
     print("plain reads, GB/s by streams a thread: " + ", ".join(f"{s}: {v:.1f}" for s, v in reads.items()))
@@ -224,14 +222,14 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["4096x4096", "11008x4096"], help="output x input features")
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 6, 4, 3, 2])
     parser.add_argument("--matrices", type=int, default=40)
-    parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--group-size", type=int, default=0)
     parser.add_argument("--zero-point", type=int, default=0)
     parser.add_argument("--no-peers", dest="peers", action="store_false")
-    parser.add_argument("--json", type=Path)
+    add_options(parser, repeat=9)
     options = parser.parse_args()
     if kernels.native is None:
         raise SystemExit("bitswitch was installed without compiled kernels; there is nothing to time")
+    print(machine(bandwidth=False))
     results = []
     for text in options.shapes:
         out_features, in_features = (int(size) for size in text.split("x"))
@@ -247,7 +245,7 @@ def main() -> None:
         show(result)
         results.append(result)
     if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, machine(bandwidth=False), {"shapes": results})
 
 
 if __name__ == "__main__":

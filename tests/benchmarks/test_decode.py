@@ -24,7 +24,7 @@ def test_decode(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     table = capsys.readouterr().out
     assert "256×256" in table
     assert "torch int8" in table
-    (result,) = json.loads(report.read_text(encoding="utf-8"))
+    (result,) = json.loads(report.read_text(encoding="utf-8"))["shapes"]
     assert {"8 bits", "2 bits", "torch int8"} <= result["ms"].keys()
     assert all(value > 0 for value in [*result["ms"].values(), *result["read_gb_per_s"].values()])
 
