@@ -109,7 +109,7 @@ def test_linear(
 
 
 @pytest.mark.parametrize("stored_bits", range(2, 9))
-@pytest.mark.parametrize("group_size", [0, 32, 128])
+@pytest.mark.parametrize("group_size", [0, 32, 64, 128])
 @pytest.mark.parametrize("zero_point", [0, 128])
 def test_linear_at_each_width(isa: str, stored_bits: int, group_size: int, zero_point: int) -> None:
     for bits in range(2, stored_bits + 1):

@@ -57,8 +57,11 @@ struct PlaneKernel {
     // Planes are read in vectors of `lanes` × 16 bytes, so of 128·lanes inputs. A vector of bytes made from them holds,
     // in each lane, 16 inputs that are 16·r … of the 128 of that lane; activations are arranged in the same order.
     int lanes;
-    bool any_unit;  // otherwise units are kPiece or multiples of 32
+    bool any_unit;  // otherwise units are kPiece, 128, 64 or 32
 };
+
+// y[i] = Σ_g float(sums[i·sum_stride + g])·m[i·groups + g], in order, for i = 0 … 7.
+void add_groups_avx2(const int32_t* sums, int64_t sum_stride, const float* m, int64_t groups, float* y);
 
 PlaneKernel plane_kernel_scalar();
 PlaneKernel plane_kernel_avx2();

@@ -47,38 +47,60 @@ void arrange(const uint8_t* x, int64_t K, int lanes, uint8_t* out) {
             }
 }
 
-// The sums of one row of the weight and one of activations, as groups, times their multipliers.
-void multiply_groups(const PlaneLinear& a, const PlaneRows& rows, const int32_t* sums, const float* m, int64_t groups,
-                     float* products) {
-    const int64_t per_group = a.group_size ? a.group_size / rows.unit : rows.num_units;
-    if (per_group == 1) {
-        for (int64_t g = 0; g < groups; ++g) products[g] = static_cast<float>(sums[g]) * m[g];
-        return;
-    }
+// Add the sums of the units of each group, in place; whether int32 holds them follows from the size of a group.
+void join_units(int32_t* sums, int64_t num_units, int64_t per_group, int64_t groups) {
     for (int64_t g = 0; g < groups; ++g) {
-        int64_t total = 0;
-        const int64_t end = std::min(rows.num_units, (g + 1) * per_group);
+        const int64_t end = std::min(num_units, (g + 1) * per_group);
+        int32_t total = 0;
         for (int64_t u = g * per_group; u < end; ++u) total += sums[u];
-        products[g] = static_cast<float>(total) * m[g];
+        sums[g] = total;
     }
 }
 
-// Map the sums of `count` rows of the weight out. Products of a group are added in order; rows side by side hide the
-// latency of the additions.
-void map_out(const PlaneLinear& a, const PlaneRows& rows, int64_t n, int count, int64_t row, int M, const int32_t* sums,
-             float* products, int64_t groups) {
-    for (int j = 0; j < M; ++j) {
-        float y[kBlock] = {};
+// Multipliers times sums that need more than 32 bits, or whose units are not joined.
+float add_long_groups(const int32_t* sums, int64_t num_units, int64_t per_group, const float* m, int64_t groups) {
+    float y = 0.0f;
+    for (int64_t g = 0; g < groups; ++g) {
+        int64_t total = 0;
+        const int64_t end = std::min(num_units, (g + 1) * per_group);
+        for (int64_t u = g * per_group; u < end; ++u) total += sums[u];
+        const float product = static_cast<float>(total) * m[g];
+        y = y + product;
+    }
+    return y;
+}
+
+// y[i] = Σ_g float(sum of group g)·m[i, g] for `count` rows of the weight, groups in order.
+void add_groups(const PlaneLinear& a, const PlaneRows& rows, int count, int32_t* sums, const float* m, int64_t groups,
+                float* y) {
+    const int64_t per_group = a.group_size ? a.group_size / rows.unit : std::max<int64_t>(rows.num_units, 1);
+    const bool fits = per_group * rows.unit <= kPiece;
+    if (!fits) {
         for (int i = 0; i < count; ++i)
-            multiply_groups(a, rows, sums + (j * count + i) * rows.sum_stride, a.m + (n + i) * groups, groups,
-                            products + i * groups);
-        if (count == kBlock) {
-            for (int64_t g = 0; g < groups; ++g)
-                for (int i = 0; i < kBlock; ++i) y[i] = y[i] + products[i * groups + g];
-        } else {
-            for (int64_t g = 0; g < groups; ++g)
-                for (int i = 0; i < count; ++i) y[i] = y[i] + products[i * groups + g];
+            y[i] = add_long_groups(sums + i * rows.sum_stride, rows.num_units, per_group, m + i * groups, groups);
+        return;
+    }
+    if (per_group > 1)
+        for (int i = 0; i < count; ++i) join_units(sums + i * rows.sum_stride, rows.num_units, per_group, groups);
+#if defined(__x86_64__)
+    if (count == kBlock && groups >= 8 && active_isa() >= Isa::avx2)
+        return add_groups_avx2(sums, rows.sum_stride, m, groups, y);
+#endif
+    for (int i = 0; i < count; ++i) y[i] = 0.0f;
+    if (rows.num_units == 0) return;
+    for (int64_t g = 0; g < groups; ++g)
+        for (int i = 0; i < count; ++i) {
+            const float product = static_cast<float>(sums[i * rows.sum_stride + g]) * m[i * groups + g];
+            y[i] = y[i] + product;
         }
+}
+
+// Map the sums of `count` rows of the weight and M rows of activations out.
+void map_out(const PlaneLinear& a, const PlaneRows& rows, int64_t n, int count, int64_t row, int32_t* sums,
+             int64_t groups) {
+    for (int j = 0; j < rows.M; ++j) {
+        float y[kBlock];
+        add_groups(a, rows, count, sums + j * count * rows.sum_stride, a.m + n * groups, groups, y);
         float* out = a.out + (row + j) * a.N + n;
         for (int i = 0; i < count; ++i) {
             float value = y[i];
@@ -91,8 +113,8 @@ void map_out(const PlaneLinear& a, const PlaneRows& rows, int64_t n, int count, 
 
 int64_t unit_of(const PlaneLinear& a) {
     if (a.group_size == 0) return kPiece;
-    if (a.group_size % 128 == 0) return 128;
-    if (a.group_size % 32 == 0) return 32;
+    for (int64_t unit : {128, 64, 32})
+        if (a.group_size % unit == 0) return unit;
     // Any other size is summed as it is, by the scalar kernel, if an int32 holds the sum, and else one by one.
     return a.group_size <= kPiece ? a.group_size : 1;
 }
@@ -125,10 +147,9 @@ void linear_planes(const PlaneLinear& a) {
     const int64_t blocks = ceil_div(a.N, kBlock);
     const int64_t useful = std::max<int64_t>(1, a.N * row_work / kThreadBytes);
     const int wanted = static_cast<int>(std::min<int64_t>({blocks, useful, max_threads()}));
-    const int64_t num_sums = most * kBlock * rows.sum_stride, num_products = kBlock * groups;
+    const int64_t num_sums = most * kBlock * rows.sum_stride;
     std::vector<uint8_t> codes(most * padded + 64);
     std::vector<int32_t> sums(wanted * num_sums);
-    std::vector<float> products(wanted * num_products);
     // Vectors of activations start at cache lines.
     uint8_t* const x = codes.data() + (-reinterpret_cast<uintptr_t>(codes.data()) & 63);
     rows.x = x;
@@ -142,7 +163,7 @@ void linear_planes(const PlaneLinear& a) {
                 const int64_t n = block * kBlock;
                 const int count = static_cast<int>(std::min<int64_t>(kBlock, a.N - n));
                 kernel.sums(rows, n, count, own);
-                map_out(a, rows, n, count, row, rows.M, own, products.data() + thread * num_products, groups);
+                map_out(a, rows, n, count, row, own, groups);
             }
         });
     }

@@ -1,120 +1,16 @@
-// 512 weights at a time: rounding on whole planes, then 8×8 bit-matrix transposes (GFNI) into bytes, then VNNI.
-//
-// Weights come out as signed bytes w̃·2^(8 − bits): plane 0 is the top bit, inverted by the constant of the affine
-// instruction. Sums are shifted back at the end, which is exact.
+// 512 weights at a time become bytes that VNNI multiplies. They are w̃·2^(8 − bits); sums are shifted back at the end,
+// which is exact.
 #include "gemv/gemv.hpp"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-// GCC 12 takes the vectors that its own intrinsics leave undefined on purpose for mistakes.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+#include "gemv/unpack_avx512.hpp"
 
 namespace bitswitch {
 namespace {
 
-constexpr int64_t kChunk = 512;
-constexpr int64_t kChunkBytes = kChunk / 8;
 // Chunks whose weights stay in the first-level cache while several rows of activations are multiplied with them.
 constexpr int64_t kTile = 8;
 static_assert(kPiece % (kTile * kChunk) == 0, "a sum would cover parts of tiles");
-// How far ahead of its reads each plane is asked for.
-constexpr int64_t kAhead = 2048;
-
-#define BITSWITCH_INLINE inline __attribute__((always_inline))
-
-constexpr int num_planes(int bits, bool rounded) { return bits + rounded; }
-
-// The kernel of round_planes.hpp with three-input instructions.
-template <int L>
-BITSWITCH_INLINE void round_512(__m512i* p) {
-    __m512i carry = p[L];
-    if constexpr (L == 2) {
-        carry = _mm512_ternarylogic_epi64(p[2], p[0], p[1], 0x70);  // a & ~(b & c)
-    } else {
-        __m512i full = p[0];
-        int i = 1;
-        for (; i + 1 < L; i += 2) full = _mm512_ternarylogic_epi64(full, p[i], p[i + 1], 0x80);
-        carry = i < L ? _mm512_ternarylogic_epi64(carry, full, p[i], 0x70) : _mm512_andnot_si512(full, carry);
-    }
-    for (int i = L - 1; i >= 0; i -= 2) {
-        const __m512i low = p[i];
-        p[i] = _mm512_xor_si512(low, carry);
-        if (i == 0) break;
-        const __m512i next = p[i - 1];
-        p[i - 1] = _mm512_ternarylogic_epi64(next, low, carry, 0x78);  // a ^ (b & c)
-        carry = _mm512_ternarylogic_epi64(next, low, carry, 0x80);
-    }
-}
-
-// Interleave the bytes of eight planes, so that each 64-bit element holds one byte of all, and transpose.
-template <int L>
-BITSWITCH_INLINE void transpose(const __m512i* p, __m512i* w) {
-    const __m512i zero = _mm512_setzero_si512();
-    const __m512i unit = _mm512_set1_epi64(static_cast<long long>(0x8040201008040201ull));
-    __m512i pairs[4][2], fours[2][4], eights[8];
-    for (int i = 0; i < 4; ++i) {
-        if (2 * i >= L) {
-            pairs[i][0] = pairs[i][1] = zero;
-            continue;
-        }
-        const __m512i low = 2 * i + 1 < L ? p[2 * i + 1] : zero;
-        pairs[i][0] = _mm512_unpacklo_epi8(p[2 * i], low);
-        pairs[i][1] = _mm512_unpackhi_epi8(p[2 * i], low);
-    }
-    if constexpr (L == 2) {
-        // Two bytes for each element, and zeros: 0x80 selects none.
-        for (int i = 0; i < 4; ++i) {
-            const __m512i pick = _mm512_set4_epi32(-1, static_cast<int>(0x80800302u + 0x0404u * i), -1,
-                                                   static_cast<int>(0x80800100u + 0x0404u * i));
-            eights[i] = _mm512_shuffle_epi8(pairs[0][0], pick);
-            eights[i + 4] = _mm512_shuffle_epi8(pairs[0][1], pick);
-        }
-    } else {
-        for (int i = 0; i < 2; ++i)
-            for (int half = 0; half < 2; ++half) {
-                if (4 * i >= L) {
-                    fours[i][2 * half] = fours[i][2 * half + 1] = zero;
-                    continue;
-                }
-                fours[i][2 * half] = _mm512_unpacklo_epi16(pairs[2 * i][half], pairs[2 * i + 1][half]);
-                fours[i][2 * half + 1] = _mm512_unpackhi_epi16(pairs[2 * i][half], pairs[2 * i + 1][half]);
-            }
-        for (int i = 0; i < 4; ++i) {
-            eights[2 * i] = _mm512_unpacklo_epi32(fours[0][i], fours[1][i]);
-            eights[2 * i + 1] = _mm512_unpackhi_epi32(fours[0][i], fours[1][i]);
-        }
-    }
-    for (int r = 0; r < 8; ++r) w[r] = _mm512_gf2p8affine_epi64_epi8(unit, eights[r], 0x80);
-}
-
-BITSWITCH_INLINE __m512i load_bytes(__mmask64 mask, const uint8_t* from) {
-#if defined(__SANITIZE_ADDRESS__)
-    // The sanitizer does not see masked loads.
-    const volatile uint8_t first = from[0], last = from[63 - __builtin_clzll(mask)];
-    (void)first, (void)last;
-#endif
-    return _mm512_maskz_loadu_epi8(mask, from);
-}
-
-// The weights of 512 inputs from byte `at` of the planes on.
-template <int L, bool R>
-BITSWITCH_INLINE void unpack(const uint8_t* const* planes, int64_t at, __mmask64 mask, __m512i* w) {
-    __m512i p[8];
-    for (int i = 0; i < num_planes(L, R); ++i) {
-        _mm_prefetch(reinterpret_cast<const char*>(planes[i] + at + kAhead), _MM_HINT_T0);
-        p[i] = load_bytes(mask, planes[i] + at);
-    }
-    if constexpr (R) round_512<L>(p);
-    transpose<L>(p, w);
-}
-
-BITSWITCH_INLINE __mmask64 mask_of(int64_t K, int64_t start) {
-    const int64_t bytes = (K - start + 7) / 8;
-    return bytes >= kChunkBytes ? ~__mmask64{0} : (__mmask64{1} << bytes) - 1;
-}
 
 // Sums of four neighbours of each of four vectors: sixteen sums of 32 inputs, in order.
 BITSWITCH_INLINE __m512i sums_of_32(const __m512i* s) {
@@ -125,6 +21,14 @@ BITSWITCH_INLINE __m512i sums_of_32(const __m512i* s) {
 
 BITSWITCH_INLINE __m512i add_4(const __m512i* s) {
     return _mm512_add_epi32(_mm512_add_epi32(s[0], s[1]), _mm512_add_epi32(s[2], s[3]));
+}
+
+// Eight sums of 64 inputs, in order.
+BITSWITCH_INLINE __m256i sums_of_64(const __m512i* s) {
+    const __m512i a = _mm512_add_epi32(s[0], s[1]), b = _mm512_add_epi32(s[2], s[3]);
+    __m512i t = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    t = _mm512_add_epi32(t, _mm512_shuffle_epi32(t, _MM_PERM_BADC));
+    return _mm512_castsi512_si256(_mm512_maskz_compress_epi32(0x3333, t));
 }
 
 // Four sums of 128 inputs, in order.
@@ -158,6 +62,10 @@ BITSWITCH_INLINE void store_units(const __m512i* dots, const __m512i* weights, i
         __m512i y = sums_of_32(dots);
         if constexpr (Zp) y = _mm512_sub_epi32(y, _mm512_mullo_epi32(sums_of_32(weights), _mm512_set1_epi32(zp)));
         _mm512_storeu_si512(to, _mm512_sra_epi32(y, _mm_cvtsi32_si128(shift)));
+    } else if constexpr (Unit == 64) {
+        __m256i y = sums_of_64(dots);
+        if constexpr (Zp) y = _mm256_sub_epi32(y, _mm256_mullo_epi32(sums_of_64(weights), _mm256_set1_epi32(zp)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sra_epi32(y, _mm_cvtsi32_si128(shift)));
     } else {
         __m128i y = sums_of_128(dots);
         if constexpr (Zp) y = _mm_sub_epi32(y, _mm_mullo_epi32(sums_of_128(weights), _mm_set1_epi32(zp)));
@@ -316,10 +224,11 @@ void dispatch(const PlaneRows& rows, int64_t n, int count, int32_t* sums) {
 
 void sums_avx512(const PlaneRows& rows, int64_t n, int count, int32_t* sums) {
     if (rows.K == 0) return;
-    static constexpr PlaneSums kDispatch[3][2] = {{dispatch<0, false>, dispatch<0, true>},
+    static constexpr PlaneSums kDispatch[4][2] = {{dispatch<0, false>, dispatch<0, true>},
                                                   {dispatch<32, false>, dispatch<32, true>},
+                                                  {dispatch<64, false>, dispatch<64, true>},
                                                   {dispatch<128, false>, dispatch<128, true>}};
-    const int by_unit = rows.unit == kPiece ? 0 : rows.unit == 32 ? 1 : 2;
+    const int by_unit = rows.unit == kPiece ? 0 : rows.unit == 32 ? 1 : rows.unit == 64 ? 2 : 3;
     kDispatch[by_unit][rows.zp != 0](rows, n, count, sums);
 }
 
