@@ -1,6 +1,7 @@
 """bitswitch: train a network once at several bit-widths, store it once as integers, run it at any of them."""
 
 from bitswitch._calibrate import calibrate
+from bitswitch._deploy import deploy
 from bitswitch._prepare import prepare, unfreeze
 from bitswitch._summary import summary
 from bitswitch.checkpoint import load, save
@@ -16,6 +17,7 @@ __all__ = [
     "Precision",
     "at",
     "calibrate",
+    "deploy",
     "evaluate",
     "load",
     "prepare",

@@ -207,7 +207,7 @@ def _weight_quantizer(module: nn.Module, entry: LayerEntry, options: QuantizerOp
         )
     except PrepareError as error:
         raise PrepareError(f"layer {entry.name!r}: {error}") from None
-    return quantizer.to(weight.device)
+    return quantizer if weight.is_meta else quantizer.to(weight.device)
 
 
 def _input_quantizer(entry: LayerEntry, options: QuantizerOptions, module: nn.Module) -> ActivationQuantizer | None:
@@ -222,7 +222,7 @@ def _input_quantizer(entry: LayerEntry, options: QuantizerOptions, module: nn.Mo
     )
     weight = module._parameters["weight"]
     assert weight is not None
-    return quantizer.to(weight.device)
+    return quantizer if weight.is_meta else quantizer.to(weight.device)
 
 
 def unfreeze(model: nn.Module) -> None:

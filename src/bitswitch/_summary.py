@@ -112,7 +112,7 @@ def summary(model: nn.Module) -> Summary:
     >>> found.num_quantized, found.num_weights, found.bytes_at(4)
     (64, 112, 232)
     """
-    state = state_of(model)
+    state = state_of(model, engines=True)
     return Summary(state.table, state.bits, state.options.shared)
 
 

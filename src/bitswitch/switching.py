@@ -9,7 +9,7 @@ from torch import nn
 
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
-from bitswitch.layers.table import ModelState, state_of, unwrap
+from bitswitch.layers.table import EngineState, ModelState, state_of, unwrap
 from bitswitch.precision import Precision
 
 
@@ -20,7 +20,7 @@ def switch(model: nn.Module, precision: int | Mapping[str, int] | Precision, def
     table. A loaded model reads the bit planes that it does not hold yet.
 
     Args:
-        model: a prepared model, wrapped in DistributedDataParallel or torch.compile or not.
+        model: a prepared model, wrapped in DistributedDataParallel or torch.compile or not, or an engine.
         precision: a width for all layers, a mapping from layer names to widths, or a `Precision`.
         default: with a mapping, the width of the layers that it does not name.
 
@@ -45,9 +45,12 @@ def switch(model: nn.Module, precision: int | Mapping[str, int] | Precision, def
     bitswitch.errors.PrecisionError: layer '2' was not prepared for 3 bits; it can run at 8, 4, 2
     """
     network = unwrap(model)
-    state = state_of(network)
+    state = state_of(network, engines=True)
     requested = Precision.of(precision, default)
     resolved = requested.resolve(state.table.available)
+    if isinstance(state, EngineState):
+        state.switch_to(requested, resolved)
+        return
     if state.source is not None:
         state.source.refine(network, resolved)
     _apply(network, state, requested, resolved)
@@ -58,12 +61,20 @@ def _apply(network: nn.Module, state: ModelState, precision: Precision, resolved
         layer = network.get_submodule(name)
         assert isinstance(layer, SwitchableLayer)
         layer.bits = bits
-    fallback = precision.default if precision.default in state.bits else state.bits[0]
-    for entry in state.table.select("per-width"):
-        norm = network.get_submodule(entry.name)
+    for name, bits in norm_widths(state, precision, resolved).items():
+        norm = network.get_submodule(name)
         assert isinstance(norm, PerWidthNorm)
-        norm.bits = fallback if entry.width_from is None else resolved[entry.width_from]
+        norm.bits = bits
     state.precision = precision
+
+
+def norm_widths(state: ModelState, precision: Precision, resolved: Mapping[str, int]) -> dict[str, int]:
+    """Return the width of every per-width BatchNorm, given those of the layers."""
+    fallback = precision.default if precision.default in state.bits else state.bits[0]
+    return {
+        entry.name: fallback if entry.width_from is None else resolved[entry.width_from]
+        for entry in state.table.select("per-width")
+    }
 
 
 @contextmanager
@@ -73,7 +84,7 @@ def at(
     """Run a model at the given precision inside the context; afterwards, also after an exception, at the one before.
 
     Args:
-        model: a prepared model.
+        model: a prepared model, or an engine.
         precision: as in `switch`.
         default: as in `switch`.
 
@@ -83,7 +94,7 @@ def at(
     Raises:
         As `switch`, before the context is entered.
     """
-    before = state_of(model).precision
+    before = state_of(model, engines=True).precision
     switch(model, precision, default)
     try:
         yield model

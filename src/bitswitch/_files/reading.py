@@ -84,7 +84,7 @@ def map_file(path: Path, size: int, sha256: str) -> Iterator[MappedFile]:
             raise CheckpointError(f"{path}: was altered; expected the sha256 {sha256}, found {digest}")
         yield mapped
     finally:
-        # An exception that is still being handled may hold views; the mapping then goes with the last of them.
+        # Who holds views, be it an exception that is still being handled, keeps the mapping until the last one goes.
         with suppress(BufferError):
             mapped.close()
 

@@ -73,7 +73,7 @@ class FileRecord:
 def open_tensors(folder: Path, record: FileRecord) -> Iterator[dict[str, Tensor]]:
     """Map a data file and yield its tensors as views of it, after checking size, hash and header.
 
-    The views are valid inside the `with` block only.
+    The file stays mapped until the block ends and the last view of it is gone.
 
     Raises:
         CheckpointError: the file is missing, truncated, altered or malformed.

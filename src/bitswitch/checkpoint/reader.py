@@ -67,6 +67,31 @@ def read_codes(
     return {name: flat.reshape(config.weights[name].shape) for name, flat in codes.items()}
 
 
+def map_planes(folder: Path, config: CheckpointConfig, wanted: Mapping[str, range]) -> dict[str, list[Tensor]]:
+    """Map planes into memory; they are read from the files as they are used.
+
+    Args:
+        folder: the checkpoint.
+        config: its checked configuration.
+        wanted: indices of planes by layer.
+
+    Returns:
+        Packed planes as they are stored, in order, by layer. A file stays mapped as long as one of its tensors lives.
+
+    Raises:
+        MissingPlanesError: a plane is not stored, or its file is not there; all such files are named.
+        CheckpointError: a file is damaged.
+    """
+    _check_present(folder, config, wanted)
+    planes: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    for index in sorted({index for indices in wanted.values() for index in indices}):
+        with open_tensors(folder, config.planes[index]) as tensors:
+            check_plane(config, index, tensors, str(folder / config.planes[index].file))
+            for name in (name for name, indices in wanted.items() if index in indices):
+                planes[name].append(tensors[name])
+    return planes
+
+
 def verify(folder: str | os.PathLike[str]) -> CheckpointConfig:
     """Check every file of a checkpoint that is there; files of planes may be absent.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from bitswitch.checkpoint.config import CheckpointConfig
-from bitswitch.checkpoint.reader import read_codes
+from bitswitch.checkpoint.reader import map_planes, read_codes
 from bitswitch.layers.base import SwitchableLayer
 
 
@@ -54,6 +54,10 @@ class FolderPlanes:
         for name, complete in codes.items():
             for layer in layers[name]:
                 layer.refine(complete, needed[name])
+
+    def read_planes(self, wanted: Mapping[str, range]) -> dict[str, list[Tensor]]:
+        """Map planes into memory; see `bitswitch.checkpoint.reader.map_planes`."""
+        return map_planes(self.folder, self.config, wanted)
 
     def is_in(self, folder: Path) -> bool:
         """Whether the planes are those of `folder`."""

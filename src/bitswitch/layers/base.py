@@ -67,6 +67,11 @@ class SwitchableLayer(nn.Module):
         """Undo `out_first`."""
         return weight
 
+    @property
+    def num_outputs(self) -> int:
+        """Number of output channels: rows of the out-first weight."""
+        return self.out_first(self.codes if self.is_frozen else self.weight).shape[0]
+
     def quantized_weight(self) -> Tensor:
         """Return the weight at the active width: dequantized, float32, in the layer's own layout."""
         if self.is_frozen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
@@ -155,6 +155,19 @@ class ModelState:
     calibrated: bool = False
 
 
+@dataclass
+class EngineState(ModelState):
+    """What bitswitch remembers about a deployed model.
+
+    Attributes:
+        switch_to: runs the engine at a precision, given its resolved widths by layer, from now on.
+        note: how the network is run, for people.
+    """
+
+    switch_to: Callable[[Precision, Mapping[str, int]], None] = field(kw_only=True)
+    note: str = field(default="", kw_only=True)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the network inside DistributedDataParallel, DataParallel or torch.compile wrappers."""
     while True:
@@ -166,13 +179,21 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def state_of(model: nn.Module) -> ModelState:
+def state_of(model: nn.Module, *, engines: bool = False) -> ModelState:
     """Return what bitswitch remembers about a prepared model, wrapped or not.
 
+    Args:
+        model: the model.
+        engines: whether the caller can do with a deployed model as well.
+
     Raises:
-        PrepareError: the model is not prepared, or not completely.
+        PrepareError: the model is not prepared, or not completely, or is an engine and the caller needs float weights.
     """
     state = unwrap(model).__dict__.get("_bitswitch")
+    if isinstance(state, EngineState) and not engines:
+        raise PrepareError(
+            "this is an engine, which only runs; use the model that it was deployed from, or load the checkpoint again"
+        )
     if isinstance(state, ModelState):
         return state
     if state is not None:

@@ -15,7 +15,7 @@ from bitswitch.switching import switch
 @contextmanager
 def preserved(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Like `in_mode` for a prepared model, which in addition returns to the precision that it had."""
-    precision = state_of(model).precision
+    precision = state_of(model, engines=True).precision
     try:
         with in_mode(model, training=training):
             yield

@@ -70,7 +70,7 @@ def evaluate(
     """
     function = _resolve(metric)
     network = unwrap(model)
-    state = state_of(network)
+    state = state_of(network, engines=True)
     if isinstance(precisions, (int, Mapping, Precision)):
         keys = [Precision.of(precisions)]  # pyright: ignore[reportArgumentType]  (an iterable of precisions is no mapping)
     else:

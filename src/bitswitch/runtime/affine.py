@@ -1,0 +1,58 @@
+"""The affine map after the integer sums of a layer: scales, bias and BatchNorm in one multiplier and one bias."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.norm import PerWidthNorm
+
+
+@torch.no_grad()
+def fold(
+    layer: SwitchableLayer,
+    bits: int,
+    norm: nn.Module | None = None,
+    norm_bits: int | None = None,
+    *,
+    input_scale: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Return m and b of y = Σ_g float(acc_g)·m[n, g] + b[n], computed in float64.
+
+    m = s_x·s_w·2^Δ·γ/√(σ² + ε) and b = (bias − μ)·γ/√(σ² + ε) + β; without a BatchNorm, m = s_x·s_w·2^Δ and b = bias.
+
+    Args:
+        layer: a layer with a shared weight scale.
+        bits: its width l.
+        norm: the BatchNorm that follows it, or None.
+        norm_bits: the width of which it takes the statistics, for a per-width BatchNorm.
+        input_scale: whether m contains the scale s_x of the input; without, codes were scaled by row.
+
+    Returns:
+        float32 m (out, groups) and float32 b (out,), or None for b = 0.
+    """
+    quantizer = layer.weight_quantizer
+    scale = quantizer.scale_for(bits).value().double() * 2.0 ** (quantizer.code_bits(bits) - bits)
+    multiplier = scale.reshape(-1, 1).expand(layer.num_outputs, 1) if scale.dim() < 2 else scale
+    if input_scale and layer.input_quantizer is not None:
+        multiplier = multiplier * layer.input_quantizer.scale_for(bits).value().double()
+    bias: Any = layer.bias
+    bias = None if bias is None else bias.double()
+    if norm is not None:
+        factor, shift = normalisation(norm, norm_bits)
+        multiplier = multiplier * factor[:, None]
+        bias = shift if bias is None else bias * factor + shift
+    return multiplier.float().contiguous(), None if bias is None else bias.float().contiguous()
+
+
+def normalisation(norm: nn.Module, norm_bits: int | None) -> tuple[Tensor, Tensor]:
+    """Return the float64 factor γ/√(σ² + ε) and shift β − μ·factor of a BatchNorm in evaluation mode."""
+    chosen: Any = norm.norms[str(norm_bits)] if isinstance(norm, PerWidthNorm) else norm
+    factor = (chosen.running_var.double() + chosen.eps).rsqrt()
+    if chosen.weight is not None:
+        factor = factor * chosen.weight.double()
+    shift = -chosen.running_mean.double() * factor
+    return factor, shift if chosen.bias is None else shift + chosen.bias.double()

@@ -1,0 +1,172 @@
+"""Weights as bit planes in memory, of which a width reads those that it needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitswitch._planes import pack_plane, planes_needed
+from bitswitch.runtime.cache import DerivedCache
+from bitswitch.runtime.reference import weight_codes
+
+# Kernels read rows in words of 64 bits.
+_ROW_BITS = 64
+# Bits repacked at a time.
+_CHUNK = 1 << 22
+
+
+class PlaneReader(Protocol):
+    """Where planes can be read that an engine does not hold yet."""
+
+    def read_planes(self, wanted: Mapping[str, range]) -> dict[str, list[Tensor]]:
+        """Return planes as they are stored, flat and packed.
+
+        Args:
+            wanted: indices of planes by the name of the weight.
+
+        Raises:
+            MissingPlanesError: files are not there; they are named.
+            CheckpointError: a file is damaged.
+        """
+        ...
+
+
+class StoredWeight:
+    """One weight as bit planes, shared by all layers that share it.
+
+    The planes never change; further ones may be appended while others read. Rows begin at multiples of 8 bytes: where
+    the row length K is not a multiple of 64, rows are repacked when the weight is opened.
+
+    Args:
+        name: of the layer that stores the weight.
+        shape: out-first shape, (N, …) with K = the product of the rest.
+        stored_bits: the stored width h.
+        planes: the leading planes, as `append` takes them.
+        derived: cache of what is derived from the planes; by default nothing is kept.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: Sequence[int],
+        stored_bits: int,
+        planes: Sequence[Tensor] = (),
+        derived: DerivedCache | None = None,
+    ) -> None:
+        self.name = name
+        self.derived = DerivedCache(0) if derived is None else derived
+        self.shape = tuple(shape)
+        self.stored_bits = stored_bits
+        self.num_rows = self.shape[0]
+        self.num_columns = math.prod(self.shape[1:])
+        self.row_bytes = -(-self.num_columns // _ROW_BITS) * (_ROW_BITS // 8)
+        self._planes: tuple[Tensor, ...] = ()
+        self._addresses: tuple[int, ...] = ()
+        self.append(planes)
+
+    @classmethod
+    def from_codes(
+        cls,
+        name: str,
+        codes: Tensor,
+        stored_bits: int,
+        num_planes: int | None = None,
+        derived: DerivedCache | None = None,
+    ) -> StoredWeight:
+        """Store int8 codes W̃_h, out-first.
+
+        Args:
+            name: of the layer that stores the weight.
+            codes: int8 tensor on the CPU.
+            stored_bits: the stored width h.
+            num_planes: how many leading planes the codes are made of; all by default.
+            derived: cache of what is derived from the planes.
+        """
+        stored = cls(name, codes.shape, stored_bits, derived=derived)
+        rows = codes.reshape(codes.shape[0], -1)
+        padding = stored.row_bytes * 8 - stored.num_columns
+        if padding:
+            # The lowest code has only zero bits.
+            rows = F.pad(rows, (0, padding), value=-(1 << (stored_bits - 1)))
+        count = stored_bits if num_planes is None else num_planes
+        stored.append([pack_plane(rows, stored_bits, index).view(stored.num_rows, -1) for index in range(count)])
+        return stored
+
+    @property
+    def num_planes(self) -> int:
+        """How many leading planes are in memory, or mapped into it."""
+        return len(self._planes)
+
+    @property
+    def num_weights(self) -> int:
+        """N · K."""
+        return self.num_rows * self.num_columns
+
+    def missing(self, bits: int) -> range:
+        """Return the indices of the planes that a width needs and that are not here."""
+        return range(self.num_planes, planes_needed(self.stored_bits, bits))
+
+    def append(self, planes: Sequence[Tensor]) -> None:
+        """Add the next planes: one-dimensional as in checkpoints, or (N, row_bytes) already."""
+        by_rows = [self._by_rows(plane) for plane in planes]
+        # Addresses last: whoever sees them also finds the tensors.
+        self._planes = (*self._planes, *by_rows)
+        self._addresses = tuple(plane.data_ptr() for plane in self._planes)
+
+    def planes(self, bits: int) -> tuple[Tensor, ...]:
+        """Return the planes that a width needs: uint8 (N, row_bytes) each."""
+        return self._planes[: planes_needed(self.stored_bits, bits)]
+
+    def plane_addresses(self, bits: int) -> list[int]:
+        """Return the addresses of `planes`."""
+        return list(self._addresses[: planes_needed(self.stored_bits, bits)])
+
+    def codes(self, bits: int) -> Tensor:
+        """Return the codes W̃_l of a width: int8, out-first, contiguous."""
+        return weight_codes(self.planes(bits), self.stored_bits, bits, self.num_columns).reshape(self.shape)
+
+    def kept_codes(self, bits: int) -> Tensor:
+        """Return `codes`, from the cache if they are there."""
+        return self.derived.get(("codes", self.name, bits), lambda: self.codes(bits), Tensor.numel)
+
+    def rows(self, index: Tensor, bits: int) -> Tensor:
+        """Return the codes of some rows: int8 (R, K).
+
+        Args:
+            index: int64 (R,), within 0 … N − 1.
+            bits: the width l.
+        """
+        picked = [plane[index] for plane in self.planes(bits)]
+        return weight_codes(picked, self.stored_bits, bits, self.num_columns)
+
+    def _by_rows(self, plane: Tensor) -> Tensor:
+        if plane.dim() == 2 or self.num_columns % _ROW_BITS == 0:
+            return plane.view(self.num_rows, self.row_bytes)
+        return _repack(plane, self.num_rows, self.num_columns, self.row_bytes)
+
+    def __repr__(self) -> str:
+        return f"StoredWeight({self.name!r}, {self.shape}, {self.num_planes} of {self.stored_bits} planes)"
+
+
+def _repack(plane: Tensor, num_rows: int, num_columns: int, row_bytes: int) -> Tensor:
+    """Give every row of a flat plane its own bytes, zero bits behind it."""
+    flat = plane.numpy()
+    out = np.zeros((num_rows, row_bytes), np.uint8)
+    if num_columns % 8 == 0:
+        out[:, : num_columns // 8] = flat.reshape(num_rows, -1)
+        return torch.from_numpy(out)
+    # Steps of 8 rows begin at a whole byte.
+    step = max(8, _CHUNK // num_columns // 8 * 8)
+    for start in range(0, num_rows, step):
+        count = min(step, num_rows - start)
+        begin, size = start * num_columns // 8, count * num_columns
+        bits = np.unpackbits(flat[begin : begin + -(-size // 8)], bitorder="little")[:size]
+        packed = np.packbits(bits.reshape(count, num_columns), axis=1, bitorder="little")
+        out[start : start + count, : packed.shape[1]] = packed
+    return torch.from_numpy(out)
