@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bitswitch.layers.table import LayerEntry, LayerTable, state_of
+from bitswitch.layers.table import EngineState, LayerEntry, LayerTable, state_of
 
 _HEADER = ("layer", "kind", "status", "widths", "scales", "input", "shape", "weights", "note")
 _RIGHT = ("weights",)
@@ -22,6 +22,7 @@ class Summary:
         table: the layers, in order.
         bits: the candidate widths, descending.
         shared: whether one set of integers serves all widths. If not, the weights stay float.
+        execution: of an engine, how it runs the network.
 
     >>> from bitswitch.layers.table import LayerEntry, LayerTable
     >>> entry = LayerEntry("conv", "Conv2d", "quantized", "", (8, 4, 3, 3), (8, 2), "tensor", None, "unsigned")
@@ -37,6 +38,7 @@ class Summary:
     table: LayerTable
     bits: tuple[int, ...]
     shared: bool = True
+    execution: str = ""
 
     @property
     def num_weights(self) -> int:
@@ -84,10 +86,11 @@ class Summary:
         total = self.num_weights
         share = 100 * self.num_quantized / total if total else 0.0
         sizes = [f"{b} bits: {format_bytes(n)} ({100 * n / (4 * total):.1f} %)" for b, n in self._sizes().items()]
-        return [
+        lines = [
             f"{share:.1f} % of {total:,} weights are quantized.",
             "; ".join([f"Weights take {format_bytes(self.float_bytes)} as float32", *sizes]) + ".",
         ]
+        return [*lines, f"Runs {self.execution}"] if self.execution else lines
 
     def _sizes(self) -> Mapping[int, int]:
         return {bits: self.bytes_at(bits) for bits in self.bits} if self.num_weights else {}
@@ -97,7 +100,8 @@ def summary(model: nn.Module) -> Summary:
     """Return the layer table of a prepared model, with what is quantized, how, and why the rest is not.
 
     Args:
-        model: a prepared model, trainable or loaded, wrapped in DistributedDataParallel or torch.compile or not.
+        model: a prepared model, trainable or loaded, wrapped in DistributedDataParallel or torch.compile or not; or an
+            engine.
 
     Returns:
         An object that prints as a table; its attributes hold the same as data.
@@ -113,7 +117,8 @@ def summary(model: nn.Module) -> Summary:
     (64, 112, 232)
     """
     state = state_of(model, engines=True)
-    return Summary(state.table, state.bits, state.options.shared)
+    note = state.note if isinstance(state, EngineState) else ""
+    return Summary(state.table, state.bits, state.options.shared, note)
 
 
 def format_bytes(size: int) -> str:

@@ -43,7 +43,7 @@ class IntegerConv(IntegerLayer):
         if row_scale is not None:
             row_scale = row_scale.repeat_interleave(math.prod(size))
         out = multiply_codes(rows, row_scale, operands, self.stored)
-        return out.view(codes.shape[0], *size, -1).movedim(-1, 1)
+        return out.view(codes.shape[0], *size, self.stored.num_rows).movedim(-1, 1)
 
     def _by_products(self, codes: Tensor, row_scale: Tensor | None, operands: Operands) -> Tensor:
         """Convolve in float64, in which all sums of products of codes are exact."""
@@ -156,4 +156,6 @@ def patches(
         strides[1],
         *(a * d for a, d in zip(strides[2:], dilation, strict=True)),
     )
-    return x.as_strided(shape, steps).reshape(x.shape[0] * math.prod(size), -1), size
+    rows = x.as_strided(shape, steps).reshape(x.shape[0] * math.prod(size), x.shape[1] * math.prod(kernel))
+    # Dilated taps can make rows that are a view with steps between their elements.
+    return rows.contiguous(), size

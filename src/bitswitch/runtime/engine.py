@@ -72,7 +72,7 @@ class Engine(nn.Module):
             state.options,
             calibrated=True,
             switch_to=self._switch_to,
-            note=self._executor.describe(),
+            note=self._executor.describe().partition("\n")[0],
         )
         self._switch_to(state.precision, state.precision.resolve(state.table.available))
 

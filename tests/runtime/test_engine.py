@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bitswitch as bs
+from bitswitch.runtime import Engine
+from tests.runtime._networks import BITS, images, mixed
+
+X = images()
+MAP = bs.Precision.of({"plain": 8, "b": 2, "up": 6}, default=4)
+PRECISIONS = [*(bs.Precision.of(bits) for bits in BITS), MAP]
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return mixed()
+
+
+def run_threads(work: list[Any]) -> None:
+    """Run functions in threads and raise what the first of them raised."""
+    errors: list[BaseException] = []
+
+    def guarded(function: Any) -> None:
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(function,)) for function in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_eight_threads_run_while_a_ninth_switches(model: nn.Module, cache_bytes: int) -> None:
+    engine = bs.deploy(model, cache_bytes=cache_bytes)
+    expected = {precision: engine(X, precision=precision) for precision in PRECISIONS}
+    assert len({tensor.numpy().tobytes() for tensor in expected.values()}) == len(PRECISIONS)
+    end = time.monotonic() + 1.0
+    seen: set[bs.Precision] = set()
+
+    def follow() -> None:
+        while time.monotonic() < end:
+            found = engine(X)
+            matches = [precision for precision, output in expected.items() if torch.equal(output, found)]
+            assert matches, "an output is of no single precision"
+            seen.update(matches)
+
+    def choose(index: int) -> None:
+        while time.monotonic() < end:
+            precision = PRECISIONS[index % len(PRECISIONS)]
+            assert torch.equal(engine(X, precision=precision), expected[precision])
+            index += 1
+
+    def switch() -> None:
+        index = 0
+        while time.monotonic() < end:
+            bs.switch(engine, PRECISIONS[index % len(PRECISIONS)])
+            index += 1
+
+    run_threads([follow] * 6 + [lambda i=i: choose(i) for i in range(2)] + [switch])
+    assert len(seen) > 1
+
+
+def test_threads_may_deploy_copies_and_read_planes_at_once(model: nn.Module, tmp_path: Any) -> None:
+    bs.switch(model, 8)
+    bs.save(model, tmp_path)
+    expected = bs.deploy(model)(X, precision=8)
+    from tests.runtime._networks import meta
+
+    engine = bs.deploy(tmp_path, into=meta(), bits=2)
+
+    def work() -> None:
+        assert torch.equal(engine(X, precision=8), expected)
+
+    run_threads([work] * 6)
+    assert engine.network.get_submodule("plain").num_planes == 8
+
+
+class Halting(nn.Module):
+    """Two layers with a pause between them, in which a test switches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.between: Any = lambda: None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        self.between()
+        return self.second(x)
+
+
+def halting() -> tuple[Engine, Halting, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    model = bs.prepare(Halting(), BITS, force="*", example_inputs=x)
+    bs.calibrate(model, [x])
+    engine = bs.deploy(model)
+    network = engine.network
+    assert isinstance(network, Halting)
+    return engine, network, x
+
+
+def test_a_call_ends_at_the_precision_that_it_began_with() -> None:
+    engine, network, x = halting()
+    expected = engine(x, precision=8)
+    network.between = lambda: bs.switch(engine, 2)
+    assert torch.equal(engine(x, precision=8), expected)
+    bs.switch(engine, 8)
+    assert torch.equal(engine(x), expected)
+    assert engine.precision == bs.Precision.of(2)
+
+
+def test_calls_inside_calls_have_precisions_of_their_own() -> None:
+    engine, network, x = halting()
+    pure = {bits: engine(x, precision=bits) for bits in BITS}
+    inner: list[Tensor] = []
+
+    def call() -> None:
+        network.between = lambda: None
+        inner.append(engine(x, precision=2))
+
+    network.between = call
+    assert torch.equal(engine(x, precision=8), pure[8])
+    assert torch.equal(inner[0], pure[2])
+
+
+def test_after_an_error_the_thread_is_back_at_the_live_precision() -> None:
+    engine, network, x = halting()
+
+    def fail() -> None:
+        raise RuntimeError("stop")
+
+    network.between = fail
+    with pytest.raises(RuntimeError, match="stop"):
+        engine(x, precision=2)
+    assert network.first.bits == 8
+    with pytest.raises(RuntimeError, match="stop"), bs.at(engine, 2):
+        engine(x)
+    assert engine.precision == bs.Precision.of(8)
+
+
+def test_a_layer_outside_a_call_runs_at_the_live_precision() -> None:
+    engine, network, x = halting()
+    bs.switch(engine, 4)
+    found = network.first(x)
+    bs.switch(engine, 8)
+    assert not torch.equal(network.first(x), found)
+
+
+def test_no_gradients_are_recorded(model: nn.Module) -> None:
+    engine = bs.deploy(model)
+    assert not engine(X.clone().requires_grad_()).requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_what_is_derived_stays_within_the_limit(model: nn.Module) -> None:
+    engine = bs.deploy(model, cache_bytes=2000)
+    for precision in PRECISIONS * 2:
+        bs.switch(engine, precision)
+        engine(X)
+        assert engine.cache.num_bytes <= 2000
+    expected = {precision: engine(X, precision=precision) for precision in PRECISIONS}
+    engine.cache.limit = 0
+    assert engine.cache.num_bytes == 0
+    assert all(torch.equal(engine(X, precision=precision), y) for precision, y in expected.items())
+    assert not engine._recent
+
+
+def test_precisions_come_back_as_they_were(model: nn.Module) -> None:
+    engine = bs.deploy(model)
+    engine(X)
+    before = engine._live
+    bs.switch(engine, 2)
+    bs.switch(engine, 8)
+    assert engine._live is before
+
+
+def test_an_abandoned_engine_is_freed(model: nn.Module) -> None:
+    engine = bs.deploy(model)
+    engine(X, precision=2)
+    stored = weakref.ref(engine.network.get_submodule("plain").stored)
+    del engine
+    gc.collect()
+    assert stored() is None
+
+
+def test_switching_copies_no_weight() -> None:
+    engine, network, x = halting()
+    addresses = network.first.stored.plane_addresses(8)
+    for bits in BITS:
+        bs.switch(engine, bits)
+        engine(x)
+    assert network.first.stored.plane_addresses(8) == addresses
+    assert engine.cache.num_bytes == 2 * len(BITS) * (8 + 8) * 4
+
+
+def test_the_plan_says_how_the_network_runs(model: nn.Module) -> None:
+    engine = bs.deploy(model)
+    assert engine.plan
+    assert str(bs.summary(engine)).endswith(engine.plan.splitlines()[0])
+
+
+def test_keyword_arguments_reach_the_network() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, *, factor: float = 1.0) -> dict[str, Tensor]:
+            return {"y": self.layer(x) * factor}
+
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    model = bs.prepare(Scaled(), BITS, force="layer", example_inputs=x)
+    bs.calibrate(model, [x])
+    engine = bs.deploy(model)
+    torch.testing.assert_close(engine(x, factor=2.0)["y"], 2 * engine(x=x, precision=8)["y"])
