@@ -10,10 +10,10 @@ from torch import nn
 
 from bitswitch.checkpoint.config import read_config
 from bitswitch.checkpoint.contents import codes_key, weight_scale_keys
-from bitswitch.checkpoint.opening import layer_of, open_network
+from bitswitch.checkpoint.opening import open_network
 from bitswitch.checkpoint.source import FolderPlanes
 from bitswitch.errors import ArgumentError
-from bitswitch.layers.base import iter_layers
+from bitswitch.layers.base import iter_layers, layer_of
 from bitswitch.layers.table import ModelState, state_of, unwrap
 from bitswitch.precision import Precision
 from bitswitch.runtime.cache import DerivedCache
@@ -115,7 +115,7 @@ def _deploy_folder(
     for name, stored in config.weights.items():
         entry = config.table[name]
         (scale,) = weight_scale_keys(config, entry).values()
-        layer_of(network, entry).weight_quantizer.scale.set_(quantizers[scale])
+        layer_of(network, entry.name).weight_quantizer.scale.set_(quantizers[scale])
         codes = codes_key(config, entry)
         if codes is None:
             weights[name] = StoredWeight(name, stored.shape, entry.bits[0], derived=cache)

@@ -13,7 +13,7 @@ from bitswitch._plan import Request, Selector, build_table, check_granularity, s
 from bitswitch._trace import trace
 from bitswitch.errors import ArgumentError, PrepareError
 from bitswitch.layers.adapters import adapt
-from bitswitch.layers.base import SwitchableLayer, iter_layers
+from bitswitch.layers.base import iter_layers, layer_of
 from bitswitch.layers.norm import is_batch_norm, make_per_width
 from bitswitch.layers.registry import has_weight, make_switchable, switchable_class, why_not
 from bitswitch.layers.table import LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
@@ -120,8 +120,7 @@ def complete(model: nn.Module, request: Request, run: Any) -> None:
     table = build_table(model, graph, request)
     _install(model, table, request.bits, request.options)
     for name in table.available:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, SwitchableLayer)
+        layer = layer_of(model, name)
         if table[name].alias_of is None:
             try:
                 initialize_weight_scale(layer)

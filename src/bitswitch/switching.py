@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.base import layer_of
 from bitswitch.layers.norm import PerWidthNorm
 from bitswitch.layers.table import EngineState, ModelState, state_of, unwrap
 from bitswitch.precision import Precision
@@ -58,8 +58,7 @@ def switch(model: nn.Module, precision: int | Mapping[str, int] | Precision, def
 
 def _apply(network: nn.Module, state: ModelState, precision: Precision, resolved: Mapping[str, int]) -> None:
     for name, bits in resolved.items():
-        layer = network.get_submodule(name)
-        assert isinstance(layer, SwitchableLayer)
+        layer = layer_of(network, name)
         layer.bits = bits
     for name, bits in norm_widths(state, precision, resolved).items():
         norm = network.get_submodule(name)

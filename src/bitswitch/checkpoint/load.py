@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from bitswitch.checkpoint.config import CheckpointConfig, read_config
 from bitswitch.checkpoint.contents import codes_key, weight_scale_keys
-from bitswitch.checkpoint.opening import layer_of, open_network
+from bitswitch.checkpoint.opening import open_network
 from bitswitch.checkpoint.reader import read_codes
 from bitswitch.checkpoint.source import FolderPlanes
+from bitswitch.layers.base import layer_of
 from bitswitch.layers.table import state_of
 from bitswitch.precision import Precision
 from bitswitch.switching import switch
@@ -68,7 +69,7 @@ def _set_weights(
     placed: dict[str, Tensor] = {}
     for entry in config.table.select("quantized"):
         stored = config.table[config.storing(entry.name)]
-        layer = layer_of(model, entry)
+        layer = layer_of(model, entry.name)
         if not config.options.shared:
             for bits, name in weight_scale_keys(config, entry).items():
                 layer.weight_quantizer.scale_for(bits).set_(scales[name])

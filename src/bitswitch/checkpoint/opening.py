@@ -16,8 +16,8 @@ from bitswitch.checkpoint.contents import check_form, check_names, input_keys, q
 from bitswitch.checkpoint.plain_state import plain_state
 from bitswitch.checkpoint.reader import open_base
 from bitswitch.errors import ArgumentError, BitswitchError, CheckpointError, PrepareError
-from bitswitch.layers.base import SwitchableLayer, iter_layers
-from bitswitch.layers.table import LayerEntry, state_of
+from bitswitch.layers.base import SwitchableLayer, iter_layers, layer_of
+from bitswitch.layers.table import state_of
 
 
 def open_network(folder: Path, config: CheckpointConfig, into: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -65,7 +65,7 @@ def _switchable_copy(into: nn.Module, folder: Path, config: CheckpointConfig) ->
     for entry in config.table.select("quantized"):
         if entry.alias_of is not None:
             continue
-        layer = layer_of(model, entry)
+        layer = layer_of(model, entry.name)
         stored, found = config.weights[entry.name].shape, tuple(layer.out_first(layer.weight).shape)
         if stored != found or scale_shape(config, entry) != layer.weight_quantizer.scale_shape:
             raise CheckpointError(
@@ -114,13 +114,6 @@ def _materialise(model: nn.Module, *, shared: bool) -> None:
                 tensors[key] = made[id(tensor)]
 
 
-def layer_of(model: nn.Module, entry: LayerEntry) -> SwitchableLayer:
-    """Return the layer of a row of the layer table."""
-    layer = model.get_submodule(entry.name)
-    assert isinstance(layer, SwitchableLayer)
-    return layer
-
-
 @torch.no_grad()
 def _copy_plain(model: nn.Module, config: CheckpointConfig, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy what has no part in quantization; names, shapes and types must agree exactly, in both directions."""
@@ -137,7 +130,7 @@ def _copy_plain(model: nn.Module, config: CheckpointConfig, tensors: Mapping[str
 
 def _set_inputs(model: nn.Module, config: CheckpointConfig, tensors: Mapping[str, Tensor]) -> None:
     for entry in config.table.select("quantized"):
-        quantizer = layer_of(model, entry).input_quantizer
+        quantizer = layer_of(model, entry.name).input_quantizer
         for bits, (scale, zero_point) in input_keys(entry).items():
             assert quantizer is not None
             quantizer.set_(bits, tensors[scale], None if zero_point is None else int(tensors[zero_point]))

@@ -17,7 +17,7 @@ from bitswitch.checkpoint.contents import check_base, codes_key, input_keys, wei
 from bitswitch.checkpoint.plain_state import plain_state
 from bitswitch.checkpoint.source import FolderPlanes
 from bitswitch.errors import ArgumentError, CalibrationError, CheckpointError, MissingPlanesError
-from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.base import SwitchableLayer, layer_of
 from bitswitch.layers.table import LayerEntry, ModelState, state_of, unwrap
 from bitswitch.precision import Precision
 
@@ -102,8 +102,7 @@ def _draft(
 def _storing_layers(network: nn.Module, state: ModelState) -> dict[str, SwitchableLayer]:
     layers: dict[str, SwitchableLayer] = {}
     for entry in state.table.select("quantized"):
-        layer = network.get_submodule(entry.name)
-        assert isinstance(layer, SwitchableLayer)
+        layer = layer_of(network, entry.name)
         if entry.alias_of is None:
             layers[entry.name] = layer
             continue
@@ -142,8 +141,7 @@ def _base_tensors(
     plain = {name: tensor.detach() for name, tensor in plain_state(network, shared=config.options.shared).items()}
     quantizers: dict[str, Tensor] = {}
     for entry in state.table.select("quantized"):
-        layer = network.get_submodule(entry.name)
-        assert isinstance(layer, SwitchableLayer)
+        layer = layer_of(network, entry.name)
         quantizers |= _quantizer_tensors(entry, layer, config)
         codes = codes_key(config, entry)
         if codes is not None:

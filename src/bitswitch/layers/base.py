@@ -163,6 +163,13 @@ class SwitchableLayer(nn.Module):
         return f"{super().extra_repr()}, bits={self.bits} of {self.widths}"
 
 
+def layer_of(model: nn.Module, name: str) -> SwitchableLayer:
+    """Return the switchable layer of a name that the layer table calls quantized."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, SwitchableLayer)
+    return layer
+
+
 def iter_layers(model: nn.Module) -> Iterator[tuple[str, SwitchableLayer]]:
     """Yield (name, layer) for every switchable layer of a model, each module once."""
     for name, module in model.named_modules():

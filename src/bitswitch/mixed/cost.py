@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from bitswitch._planes import planes_needed
 from bitswitch._prepare import call
 from bitswitch.errors import ArgumentError, ConfigError
-from bitswitch.layers.base import SwitchableLayer, float_forward
+from bitswitch.layers.base import SwitchableLayer, float_forward, layer_of
 from bitswitch.layers.modes import in_mode
 from bitswitch.layers.table import LayerEntry, state_of, unwrap
 from bitswitch.precision import Precision
@@ -191,8 +191,7 @@ def _count_macs(network: nn.Module, names: Mapping[str, Any], inputs: Any) -> di
     counts: dict[str, tuple[int, int]] = dict.fromkeys(names, _NOTHING)
     handles = []
     for name in names:
-        layer = network.get_submodule(name)
-        assert isinstance(layer, SwitchableLayer)
+        layer = layer_of(network, name)
 
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             given = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))

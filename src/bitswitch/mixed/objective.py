@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bitswitch.errors import ConfigError, UnknownLayerError
-from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.base import SwitchableLayer, layer_of
 from bitswitch.layers.table import LayerEntry, state_of, unwrap
 from bitswitch.mixed.sensitivity import Sensitivity
 
@@ -47,8 +47,7 @@ def perturbation(
     traces = checked_traces(model, sensitivity, owners)
     table: ObjectiveTable = {}
     for name, entry in owners.items():
-        layer = unwrap(model).get_submodule(name)
-        assert isinstance(layer, SwitchableLayer)
+        layer = layer_of(unwrap(model), name)
         per_weight = traces[name] / math.prod(entry.shape)
         table[name] = {bits: per_weight * error for bits, error in _weight_errors(name, layer).items()}
     if input_errors is not None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from bitswitch.errors import CalibrationError, PrepareError
-from bitswitch.layers.base import SwitchableLayer
-from bitswitch.layers.table import LayerEntry, ModelState
+from bitswitch.layers.base import SwitchableLayer, layer_of
+from bitswitch.layers.table import ModelState
 from bitswitch.runtime.cache import DerivedCache
 from bitswitch.runtime.configuration import Active
 from bitswitch.runtime.conv_layers import IntegerConv, IntegerConvTranspose
@@ -40,7 +40,7 @@ def check_deployable(network: nn.Module, state: ModelState, *, dynamic: bool) ->
         )
     floats: list[str] = []
     for entry in state.table.select("quantized"):
-        layer = layer_of(network, entry)
+        layer = layer_of(network, entry.name)
         if layer.input_quantizer is None:
             floats += [] if isinstance(layer, nn.Embedding) else [entry.name]
         elif not layer.input_quantizer.calibrated:
@@ -58,19 +58,12 @@ def check_deployable(network: nn.Module, state: ModelState, *, dynamic: bool) ->
             raise PrepareError(f"an engine runs on the CPU, but {name!r} is on {tensor.device}; deploy model.cpu()")
 
 
-def layer_of(network: nn.Module, entry: LayerEntry) -> SwitchableLayer:
-    """Return the layer of a row of the layer table."""
-    layer = network.get_submodule(entry.name)
-    assert isinstance(layer, SwitchableLayer)
-    return layer
-
-
 def stored_weights(network: nn.Module, state: ModelState, derived: DerivedCache) -> dict[str, StoredWeight]:
     """Return the stored weights of a network in memory, by the names of its layers; shared ones are one object."""
     weights: dict[str, StoredWeight] = {}
     for entry in state.table.select("quantized"):
         if entry.alias_of is None:
-            layer = layer_of(network, entry)
+            layer = layer_of(network, entry.name)
             codes = layer.weight_codes(layer.stored_bits).cpu()
             weights[entry.name] = StoredWeight.from_codes(
                 entry.name, codes, layer.stored_bits, layer.num_planes, derived
@@ -114,7 +107,7 @@ def make_integer(network: nn.Module, state: ModelState, weights: Mapping[str, St
         active: tells the layers which configuration they run.
     """
     for entry in state.table.select("quantized"):
-        layer = layer_of(network, entry)
+        layer = layer_of(network, entry.name)
         for tensors in (layer._parameters, layer._buffers):
             for name in _EMPTIED:
                 tensors.pop(name, None)
