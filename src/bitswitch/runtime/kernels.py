@@ -12,7 +12,8 @@ from bitswitch._planes import planes_needed
 from bitswitch.errors import ArgumentError, PrecisionError
 from bitswitch.runtime import reference
 
-_FLOATS = {torch.float32: 0, torch.bfloat16: 1}
+# Types of inputs that the kernels read, with the numbers that they know them by.
+FLOATS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def _check(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], shape: tuple[int | None, ...] | None) -> None:
@@ -45,14 +46,10 @@ def quantize_codes(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor
     Raises:
         ArgumentError: a tensor of another kind, or numbers out of range.
     """
-    _check("x", x, tuple(_FLOATS), None)
+    _check("x", x, tuple(FLOATS), None)
     if not (0 <= zero_point <= top <= 255 and scale > 0):
         raise ArgumentError(f"no codes 0 … {top} with zero point {zero_point} and scale {scale}")
-    if kernels.native is None:
-        return reference.quantize_codes(x, scale, zero_point, top)
-    out = torch.empty(x.shape, dtype=torch.uint8)
-    kernels.native.quantize_codes(x.data_ptr(), _FLOATS[x.dtype], x.numel(), scale, zero_point, top, out.data_ptr())
-    return out
+    return run_quantize_codes(x, scale, zero_point, top)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,12 +64,12 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ArgumentError: a tensor of another kind.
     """
-    _check("x", x, tuple(_FLOATS), (None, None))
+    _check("x", x, tuple(FLOATS), (None, None))
     if kernels.native is None:
         return reference.quantize_rows(x)
     out, scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(x.shape[0])
     kernels.native.quantize_rows(
-        x.data_ptr(), _FLOATS[x.dtype], x.shape[0], x.shape[1], out.data_ptr(), scales.data_ptr()
+        x.data_ptr(), FLOATS[x.dtype], x.shape[0], x.shape[1], out.data_ptr(), scales.data_ptr()
     )
     return out, scales
 
@@ -126,6 +123,43 @@ def linear_planes(
         _check("bias", bias, (torch.float32,), (out_features,))
     if row_scale is not None:
         _check("row_scale", row_scale, (torch.float32,), (rows,))
+    return run_linear_planes(
+        planes,
+        [plane.data_ptr() for plane in planes],
+        x_codes,
+        multiplier,
+        bias,
+        stored_bits=stored_bits,
+        bits=bits,
+        zero_point=zero_point,
+        group_size=group_size,
+        row_scale=row_scale,
+    )
+
+
+def run_quantize_codes(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor:
+    """Do what `quantize_codes` does with arguments that are known to be right."""
+    if kernels.native is None:
+        return reference.quantize_codes(x, scale, zero_point, top)
+    out = torch.empty(x.shape, dtype=torch.uint8)
+    kernels.native.quantize_codes(x.data_ptr(), FLOATS[x.dtype], x.numel(), scale, zero_point, top, out.data_ptr())
+    return out
+
+
+def run_linear_planes(
+    planes: Sequence[Tensor],
+    addresses: Sequence[int],
+    x_codes: Tensor,
+    multiplier: Tensor,
+    bias: Tensor | None,
+    *,
+    stored_bits: int,
+    bits: int,
+    zero_point: int,
+    group_size: int,
+    row_scale: Tensor | None,
+) -> Tensor:
+    """Do what `linear_planes` does with arguments that are known to be right; `addresses` are those of the planes."""
     if kernels.native is None:
         return reference.linear_planes(
             planes,
@@ -138,14 +172,15 @@ def linear_planes(
             group_size=group_size,
             row_scale=row_scale,
         )
+    (rows, in_features), (out_features, row_bytes) = x_codes.shape, planes[0].shape
     out = torch.empty(rows, out_features)
     kernels.native.linear_planes(
-        [plane.data_ptr() for plane in planes],
+        addresses,
         stored_bits,
         bits,
         out_features,
         in_features,
-        8 * -(-in_features // 64),
+        row_bytes,
         group_size,
         multiplier.data_ptr(),
         0 if bias is None else bias.data_ptr(),

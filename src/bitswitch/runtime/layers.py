@@ -8,19 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitswitch import kernels
 from bitswitch.errors import PrepareError
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
 from bitswitch.rounding import uint_range
 from bitswitch.runtime.affine import fold
 from bitswitch.runtime.configuration import Active, Configuration
-from bitswitch.runtime.kernels import linear_planes, quantize_codes, quantize_rows
+from bitswitch.runtime.kernels import FLOATS, quantize_rows, run_linear_planes, run_quantize_codes
 from bitswitch.runtime.stored import StoredWeight
 
 # Zero point of codes that are scaled row by row.
 DYNAMIC_ZERO_POINT = 128
-_FLOATS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,17 +176,11 @@ class FollowingNorm(PerWidthNorm):
 
 def encode(x: Tensor, operands: Operands) -> tuple[Tensor, Tensor | None]:
     """Return the uint8 codes of contiguous float rows, and the scale of each row if they have their own."""
-    if x.dtype not in _FLOATS:
+    if x.dtype not in FLOATS:
         x = x.float()
     if operands.scale is None:
         return quantize_rows(x)
-    if kernels.native is None:
-        return quantize_codes(x, operands.scale, operands.zero_point, operands.top), None
-    out = torch.empty(x.shape, dtype=torch.uint8)
-    kernels.native.quantize_codes(
-        x.data_ptr(), _FLOATS[x.dtype], x.numel(), operands.scale, operands.zero_point, operands.top, out.data_ptr()
-    )
-    return out, None
+    return run_quantize_codes(x, operands.scale, operands.zero_point, operands.top), None
 
 
 def multiply(x: Tensor, operands: Operands, stored: StoredWeight) -> Tensor:
@@ -199,39 +191,19 @@ def multiply(x: Tensor, operands: Operands, stored: StoredWeight) -> Tensor:
 
 def multiply_codes(codes: Tensor, row_scale: Tensor | None, operands: Operands, stored: StoredWeight) -> Tensor:
     """Multiply codes (M, K) by a stored weight: float32 (M, N)."""
-    if kernels.native is None:
-        return linear_planes(
-            operands.planes,
-            codes,
-            operands.multiplier,
-            operands.bias,
-            stored_bits=stored.stored_bits,
-            bits=operands.bits,
-            zero_point=operands.zero_point,
-            group_size=operands.group_size,
-            row_scale=row_scale,
-        )
-    rows, columns = codes.shape
-    out = torch.empty(rows, stored.num_rows)
     # Everything was checked when the operands were made.
-    kernels.native.linear_planes(
+    return run_linear_planes(
+        operands.planes,
         operands.addresses,
-        stored.stored_bits,
-        operands.bits,
-        stored.num_rows,
-        columns,
-        stored.row_bytes,
-        operands.group_size,
-        operands.multiplier.data_ptr(),
-        0 if operands.bias is None else operands.bias.data_ptr(),
-        codes.data_ptr(),
-        rows,
-        columns,
-        operands.zero_point,
-        0 if row_scale is None else row_scale.data_ptr(),
-        out.data_ptr(),
+        codes,
+        operands.multiplier,
+        operands.bias,
+        stored_bits=stored.stored_bits,
+        bits=operands.bits,
+        zero_point=operands.zero_point,
+        group_size=operands.group_size,
+        row_scale=row_scale,
     )
-    return out
 
 
 _CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}

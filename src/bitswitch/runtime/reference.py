@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitswitch._planes import planes_needed
 from bitswitch.rounding import second_round
 
 
@@ -75,7 +76,7 @@ def weight_codes(planes: Sequence[Tensor], stored_bits: int, bits: int, in_featu
     """
     rows, width = planes[0].shape
     offset = np.zeros((rows, width * 8), np.int16)
-    for index, plane in enumerate(planes[: bits + 1 if bits < stored_bits else stored_bits]):
+    for index, plane in enumerate(planes[: planes_needed(stored_bits, bits)]):
         unpacked = np.unpackbits(plane.numpy(), axis=1, bitorder="little").reshape(rows, width * 8)
         offset |= unpacked.astype(np.int16) << (stored_bits - 1 - index)
     stored = torch.from_numpy(offset[:, :in_features] - (1 << (stored_bits - 1)))
