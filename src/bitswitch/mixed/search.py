@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,9 +13,10 @@ from torch import nn
 
 from bitswitch.errors import BitswitchError, ConfigError, PrecisionError, UnknownLayerError
 from bitswitch.mixed import _milp
+from bitswitch.mixed._budgets import ALWAYS, WHAT_IS_MISSING, CostKind, cost_kinds
 from bitswitch.mixed._dynamic import MAX_CELLS, DynamicProgramme
 from bitswitch.mixed._problem import Choice, Floats, Limit, Problem
-from bitswitch.mixed.cost import Cost, CostTable, LatencyTable, LayerCost, measure_costs
+from bitswitch.mixed.cost import Cost, CostTable, LatencyTable, measure_costs
 from bitswitch.mixed.objective import Objective, resolve_objective
 from bitswitch.precision import Precision
 
@@ -39,18 +40,6 @@ class SubNet:
     precision: Precision
     cost: Cost
     sensitivity: float
-
-
-@dataclass(frozen=True)
-class _CostKind:
-    """How a budget is counted: the cost of a layer at a width, and the bound for a budget of the user's."""
-
-    label: str
-    unit: str
-    of_layer: Callable[[LayerCost, int], float]
-    bound: Callable[[float], float]
-    budget: Callable[[float], float]
-    integer: bool = True
 
 
 class SearchSpace:
@@ -90,7 +79,7 @@ class SearchSpace:
             np.array([objective[group[0].owner or group[0].name][bits] for bits in widths], dtype=np.float64)
             for group, widths in zip(self._groups, self._widths, strict=True)
         ]
-        self._kinds = _cost_kinds(costs)
+        self._kinds = cost_kinds(costs)
         self._programme: DynamicProgramme | None = None
 
     def solve(self, budgets: Mapping[str, float], count: int = 1) -> list[SubNet]:
@@ -156,9 +145,9 @@ class SearchSpace:
     def _limit(self, name: str, budget: float) -> Limit:
         kind = self._kinds.get(name)
         if kind is None:
-            if name in _WHAT_IS_MISSING:
-                raise ConfigError(f"a budget of {name} needs {_WHAT_IS_MISSING[name]}")
-            raise ConfigError(f"there is no budget {name!r}; there are {', '.join((*_ALWAYS, *_WHAT_IS_MISSING))}")
+            if name in WHAT_IS_MISSING:
+                raise ConfigError(f"a budget of {name} needs {WHAT_IS_MISSING[name]}")
+            raise ConfigError(f"there is no budget {name!r}; there are {', '.join((*ALWAYS, *WHAT_IS_MISSING))}")
         if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not math.isfinite(budget) or budget <= 0:
             raise ConfigError(f"the budget {name} must be a positive number; got {budget!r}")
         bound = kind.bound(budget)
@@ -166,7 +155,7 @@ class SearchSpace:
         bound = math.floor(bound * (1 + 1e-12) + 1e-9) if kind.integer else bound
         return Limit(name, self._costs_of(kind), bound)
 
-    def _costs_of(self, kind: _CostKind) -> list[Floats]:
+    def _costs_of(self, kind: CostKind) -> list[Floats]:
         return [
             np.array([sum(kind.of_layer(layer, bits) for layer in group) for bits in widths], dtype=np.float64)
             for group, widths in zip(self._groups, self._widths, strict=True)
@@ -203,41 +192,6 @@ class SearchSpace:
     def _smallest(self, limit: Limit, budgets: Mapping[str, float], total: float) -> str:
         kind = self._kinds[limit.name]
         return f"the smallest feasible {kind.label} is {kind.budget(total):.6g}{kind.unit}, not {budgets[limit.name]:g}"
-
-
-_ALWAYS = ("average_bits", "weighted_bits", "weight_bytes")
-_WHAT_IS_MISSING = {"bitops": "example_inputs, to count multiplications", "latency": "a latency_table"}
-
-
-def _cost_kinds(costs: CostTable) -> dict[str, _CostKind]:
-    counted = {layer.name for layer in costs.counted}
-    num_layers = len(counted)
-    num_weights = max(1, sum(layer.num_weights for layer in costs.counted))
-
-    def share(layer: LayerCost, factor: int) -> int:
-        return factor if layer.name in counted else 0
-
-    fixed = costs.float_bytes
-    kinds = {
-        "average_bits": _CostKind(
-            "average width", " bits", lambda v, b: b * share(v, 1), lambda x: x * num_layers, lambda x: x / num_layers
-        ),
-        "weighted_bits": _CostKind(
-            "average width by weights",
-            " bits",
-            lambda v, b: b * share(v, v.num_weights),
-            lambda x: x * num_weights,
-            lambda x: x / num_weights,
-        ),
-        "weight_bytes": _CostKind(
-            "size", " bytes", lambda v, b: v.weight_bytes(b), lambda x: x - fixed, lambda x: x + fixed
-        ),
-    }
-    if all(layer.num_macs is not None for layer in costs.layers.values()):
-        kinds["bitops"] = _CostKind("number of BitOPs", "", lambda v, b: v.bitops(b) or 0, float, float)
-    if all(layer.seconds is not None for layer in costs.layers.values()):
-        kinds["latency"] = _CostKind("latency", " s", lambda v, b: (v.seconds or {})[b], float, float, integer=False)
-    return kinds
 
 
 def _allowed(costs: CostTable, layer_bits: Mapping[str, Collection[int] | int]) -> dict[str, tuple[int, ...]]:
@@ -342,7 +296,7 @@ def side_by_side(given: Mapping[str, float | Sequence[float]]) -> list[dict[str,
         ConfigError: there are none, or sequences differ in length.
     """
     if not given:
-        raise ConfigError(f"give at least one budget: {', '.join((*_ALWAYS, *_WHAT_IS_MISSING))}")
+        raise ConfigError(f"give at least one budget: {', '.join((*ALWAYS, *WHAT_IS_MISSING))}")
     sequences = {name: list(v) for name, v in given.items() if isinstance(v, Sequence) and not isinstance(v, str)}
     lengths = {len(values) for values in sequences.values()}
     if len(lengths) > 1 or 0 in lengths:
