@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from bitswitch.errors import ConfigError
@@ -142,7 +142,7 @@ class HASB:
         return self._traces
 
 
-class UniformSampling:
+class UniformSampling(HASB):
     """As `HASB` without the Hessian: a layer that does not keep its width draws every width equally often.
 
     It is what HASB is compared with.
@@ -157,15 +157,11 @@ class UniformSampling:
     def __init__(
         self, *, total_epochs: int, sigma: float = 1.0, aliases: Mapping[str, str] | None = None, seed: int = 0
     ) -> None:
-        self._make: Callable[[Mapping[str, float]], HASB] = lambda traces: HASB(
-            traces, total_epochs=total_epochs, sigma=sigma, threshold=math.inf, aliases=aliases, seed=seed
-        )
-        self._make({})
+        super().__init__({}, total_epochs=total_epochs, sigma=sigma, threshold=math.inf, aliases=aliases, seed=seed)
 
-    def sample(self, *, step: int, total_steps: int, bits: int, layers: Mapping[str, tuple[int, ...]]) -> Precision:
-        """Return the precision to train in the place of the uniform width `bits`; arguments as for `HASB.sample`."""
-        sampler = self._make(dict.fromkeys(layers, 0.0))
-        return sampler.sample(step=step, total_steps=total_steps, bits=bits, layers=layers)
+    def _traces_of(self, names: Sequence[str]) -> dict[str, float]:
+        # All below an infinite threshold, where the roulette is uniform.
+        return dict.fromkeys(names, 0.0)
 
 
 def _spin(position: float, widths: Sequence[int], trace: float, threshold: float) -> int:
