@@ -9,8 +9,6 @@ float32 and for bfloat16 autocast. The peer is the float network itself, so the 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -18,9 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import bitswitch as bs
+from bitswitch.bench import interleave
 from bitswitch.models import build_model
-
-WARM_UP = 3
 
 
 def step_of(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, autocast: bool) -> Callable[[], None]:
@@ -38,19 +35,8 @@ def step_of(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, auto
     return step
 
 
-def compare(first: Callable[[], None], second: Callable[[], None], repeat: int) -> tuple[float, float]:
-    """Return the median seconds of two functions that are called in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(WARM_UP + repeat):
-        for function, taken in zip((first, second), times, strict=True):
-            begin = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - begin)
-    return statistics.median(times[0][WARM_UP:]), statistics.median(times[1][WARM_UP:])
-
-
 def measure(batch: int, bits: int, repeat: int, channels_last: bool) -> dict[str, tuple[float, float]]:
-    """Return {"float32": (float step, quantized step), "bfloat16": …} in seconds."""
+    """Return {"float32": (float step, quantized step), "bfloat16": …}, medians in seconds."""
     torch.manual_seed(0)
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
     results = {}
@@ -65,7 +51,9 @@ def measure(batch: int, bits: int, repeat: int, channels_last: bool) -> dict[str
                 n.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
                 for n in (network, model)
             )
-        results[name] = compare(*(step_of(n, images, labels, autocast) for n in (network, model)), repeat)
+        steps = {"plain": network, "quantized": model}
+        times = interleave({key: step_of(n, images, labels, autocast) for key, n in steps.items()}, repeat=repeat)
+        results[name] = times["plain"].median, times["quantized"].median
     return results
 
 
