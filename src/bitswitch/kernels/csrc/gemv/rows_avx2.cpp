@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "gemv/round_planes.hpp"
+#include "gemv/sum_rows.hpp"
 
 namespace bitswitch {
 namespace {
@@ -103,14 +104,7 @@ void one_row(const PlaneRows& rows, int64_t n, int32_t* sums, int64_t row_stride
 }
 
 void sums_avx2(const PlaneRows& rows, int64_t n, int count, int32_t* sums) {
-    if (rows.K == 0) return;
-    const int64_t row_stride = count * rows.sum_stride;
-    std::memset(sums, 0, rows.M * row_stride * sizeof(int32_t));
-    const int32_t pad = padding(rows);
-    for (int i = 0; i < count; ++i) {
-        one_row(rows, n + i, sums + i * rows.sum_stride, row_stride);
-        for (int j = 0; j < rows.M; ++j) sums[j * row_stride + i * rows.sum_stride + rows.num_units - 1] -= pad;
-    }
+    sum_rows(rows, n, count, sums, padding(rows), one_row);
 }
 
 }  // namespace
