@@ -8,7 +8,7 @@ per channel, as its own tool makes it), OpenVINO on the same file, and PyTorch i
 Prints medians in milliseconds and ratios to ONNX Runtime and OpenVINO. Installs nothing; peers' models live in a
 temporary folder.
 
-The engine's convolutions have no compiled kernels yet, so it is far behind the peers here.
+The engine's convolutions have no kernels of their own yet, so it is far behind the peers here.
 """
 
 from __future__ import annotations
