@@ -8,6 +8,7 @@
 namespace nb = nanobind;
 
 namespace bitswitch {
+void bind_conv(nb::module_& module);
 void bind_gemv(nb::module_& module);
 }  // namespace bitswitch
 
@@ -16,5 +17,6 @@ NB_MODULE(_native, module) {
     module.def("active_isa", [] { return std::string(bitswitch::isa_name(bitswitch::active_isa())); });
     module.def("set_isa", &bitswitch::set_isa);
     module.def("max_threads", &bitswitch::max_threads);
+    bitswitch::bind_conv(module);
     bitswitch::bind_gemv(module);
 }

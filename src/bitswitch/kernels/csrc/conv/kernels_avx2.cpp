@@ -1,0 +1,18 @@
+#include "conv/types.hpp"
+
+namespace bitswitch {
+#if defined(__AVX2__)
+namespace {
+
+#include "conv/body.inl"
+
+constexpr ConvKernels kKernels{plain_epilogue, plain_pointers,  plain_depthwise, plain_add,
+                               plain_max_pool, plain_mean_pool, plain_quantize};
+
+}  // namespace
+
+const ConvKernels* avx2_conv_kernels() { return &kKernels; }
+#else
+const ConvKernels* avx2_conv_kernels() { return nullptr; }
+#endif
+}  // namespace bitswitch
