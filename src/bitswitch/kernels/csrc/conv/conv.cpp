@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "conv/ops.hpp"
-#include "conv/standin.hpp"
+#include "gemm/micro.hpp"
 #include "parallel.hpp"
 
 namespace bitswitch {

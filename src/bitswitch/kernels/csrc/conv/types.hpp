@@ -5,7 +5,6 @@
 
 namespace bitswitch {
 
-constexpr int kPanel = 16;          // output channels of one panel of weight tiles
 constexpr int kMaxQuantized = 4;    // quantized copies that an epilogue can write
 constexpr int kMaxTileRows = 64;    // pixels of one call of the microkernel, at most
 constexpr int kDepthwiseBlock = 64; // channels that a depthwise kernel handles at once
