@@ -42,8 +42,10 @@ class DataConfig:
     """Height and width in pixels, for folder."""
     num_workers: int | None = None
     """Processes that decode images of a folder; None for as many as there are processors, at most 8."""
+    validation: int | None = None
+    """Keep so many training images out of training, for search and choices; not for folder."""
     split_seed: int = 0
-    """Chooses the held-out fifth of the digits."""
+    """Chooses the held-out fifth of the digits, and the validation images."""
     max_train: int | None = None
     """Use only so many training images, drawn at random, for a quick trial; not for folder."""
     max_eval: int | None = None
@@ -60,6 +62,9 @@ class StartConfig:
     """Which weights of torchvision, such as IMAGENET1K_V1; None for its default."""
     weights: str | None = None
     """Start from a local file of float weights (.safetensors, or a state dict of torch.save)."""
+    checkpoint: str | None = None
+    """Start joint training from what another one has learned: a finished run folder (its float weights, and its float
+    network instead of one trained here), or a checkpoint folder (its integers)."""
     new_head: bool = False
     """Accept weights whose last layer is for other classes."""
     epochs: int = 0
@@ -138,6 +143,14 @@ class JointConfig:
     """Share of the target that is spread over all classes."""
     clip_grad_norm: float | None = None
     """Largest norm of the weights' gradients."""
+    sampler: Literal["off", "hasb", "uniform"] = "off"
+    """SuperNet training (Algorithm A.3): layers draw widths of their own, by sensitivity or all alike."""
+    sigma: float = 1.0
+    """Probability in the last epoch that a layer draws; it grows from 0 with the epoch."""
+    threshold: Literal["mean", "log-median"] = "mean"
+    """Trace from which a layer counts as sensitive, for hasb."""
+    sensitivity: str | None = None
+    """File of traces for hasb; None estimates them from the float network on 1024 training images."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,12 @@ class Recipe:
                     raise ConfigError(f"{section}.{name} must be at least {least}; got {value}")
         if self.start.pretrained and self.start.weights is not None:
             raise ConfigError("start.pretrained and start.weights exclude each other")
+        if not self.joint.sigma <= 1:
+            raise ConfigError(f"joint.sigma must be at most 1; got {self.joint.sigma}")
+        if self.joint.sensitivity is not None and self.joint.sampler != "hasb":
+            raise ConfigError("joint.sensitivity is for joint.sampler=hasb")
+        if self.data.validation is not None and self.data.kind == "folder":
+            raise ConfigError("data.validation is not for data.kind=folder")
         if self.joint.algorithm == "accumulate" and self.joint.alrs != "off":
             raise ConfigError("joint.algorithm=accumulate takes one step for all widths: joint.alrs must be off")
         return self
@@ -205,12 +224,12 @@ class Recipe:
 
 
 _LOWER_BOUNDS: tuple[tuple[str, tuple[str, ...], float], ...] = (
-    ("data", ("image_size", "max_train", "max_eval"), 1),
+    ("data", ("image_size", "max_train", "max_eval", "validation"), 1),
     ("data", ("num_workers", "split_seed"), 0),
     ("start", ("epochs", "lr", "weight_decay", "label_smoothing"), 0),
     ("start", ("batch_size",), 1),
     ("prepare", ("calibration_batches", "group_size"), 1),
-    ("joint", ("epochs", "lr", "weight_decay", "label_smoothing", "distill_weight", "task_weight"), 0),
+    ("joint", ("epochs", "lr", "weight_decay", "label_smoothing", "distill_weight", "task_weight", "sigma"), 0),
     ("joint", ("temperature", "clip_grad_norm"), 1e-6),
     ("joint", ("batch_size",), 1),
     ("run", ("eval_batch_size", "evaluate_every", "log_every", "checkpoint_every"), 1),

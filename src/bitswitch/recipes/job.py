@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,12 @@ from bitswitch.data.order import derive_seed
 from bitswitch.layers.table import state_of
 from bitswitch.models import Architecture, build_model
 from bitswitch.recipes.config import Recipe
-from bitswitch.recipes.convert import to_json
+from bitswitch.recipes.convert import from_json, to_json
 from bitswitch.recipes.loaders import RecipeData
 from bitswitch.recipes.phases import FloatPhase, JointPhase, autocast_type
+from bitswitch.recipes.start import FLOAT_STATE, earlier_float_state, load_trained
 from bitswitch.recipes.stored import RECIPE_NAME
+from bitswitch.recipes.supernet import make_sampler
 from bitswitch.report import write_report
 from bitswitch.training import distributed, evaluate
 from bitswitch.training.run import RunFolder, write_json
@@ -31,7 +34,6 @@ from bitswitch.training.run_metrics import FLOAT_BITS, read_metrics
 from bitswitch.training.run_state import load_model_state, model_state
 
 CHECKPOINT_FOLDER = "checkpoint"
-_FLOAT_STATE = "float-model"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ def run_config(recipe: Recipe) -> dict[str, Any]:
     return {"recipe": to_json(recipe), "processes": distributed.world_size()}
 
 
+def _completed(config: Any) -> Any:
+    """Return a stored configuration with the defaults of fields that are newer than it."""
+    if not isinstance(config, dict) or "recipe" not in config:
+        return config
+    return {**config, "recipe": to_json(from_json(Recipe, config["recipe"], "recipe"))}
+
+
 def run_recipe(recipe: Recipe, path: str | os.PathLike[str], observer: Observer | None = None) -> Results:
     """Run a recipe in a folder, or continue what was begun there.
 
@@ -90,7 +99,7 @@ def run_recipe(recipe: Recipe, path: str | os.PathLike[str], observer: Observer 
     """
     recipe.check()
     device = distributed.init("gloo" if recipe.run.device == "cpu" else None)
-    with RunFolder(path, run_config(recipe)) as folder:
+    with RunFolder(path, run_config(recipe), _completed) as folder:
         done = folder.read_results()
         if done is None:
             with _deterministic(recipe.run.deterministic):
@@ -120,8 +129,10 @@ class _Job:
         float_network = self._float_network()
         self._seed(1)
         network = self._prepared(float_network)
+        sampler = make_sampler(self.recipe, network, float_network, self.data, self.folder.path)
+        self._seed(1, distributed.rank())
         loader = self.data.training(self.recipe.joint.batch_size, seed=derive_seed(self.recipe.run.seed, 1))
-        phase = JointPhase(network, float_network, self.recipe, loader, self.held_out, self.device)
+        phase = JointPhase(network, float_network, self.recipe, loader, self.held_out, self.device, sampler)
         run_phase(phase, self.folder, self.cadence, self.observer)
         return self._finish(network)
 
@@ -137,14 +148,16 @@ class _Job:
     def _float_network(self) -> nn.Module:
         """Return the trained float network: from this folder if it is there already."""
         start, model = self.recipe.start, self.recipe.model
-        stored = self.folder.read_state(_FLOAT_STATE)
+        stored = self.folder.read_state(FLOAT_STATE)
+        earlier = None if stored is not None else earlier_float_state(start.checkpoint)
+        given = stored is not None or earlier is not None
         # Every process builds the same network; then each draws its own dropout.
         self._seed(0)
         network = build_model(
             model.name,
             num_classes=model.num_classes,
-            pretrained=(start.pretrained_tag or True) if start.pretrained and stored is None else False,
-            weights=None if stored is not None else start.weights,
+            pretrained=(start.pretrained_tag or True) if start.pretrained and not given else False,
+            weights=None if given else start.weights,
             new_head=start.new_head,
             **model.options,
         )
@@ -152,11 +165,14 @@ class _Job:
         if stored is not None:
             load_model_state(network, stored[0])
             return network.eval()
+        if earlier is not None:
+            load_model_state(network, earlier)
+            start = dataclasses.replace(start, epochs=0)
         self._seed(0, distributed.rank())
         loader = self.data.training(start.batch_size, seed=self.recipe.run.seed)
         phase = FloatPhase(network, start, autocast_type(self.recipe), loader, self.held_out, self.device)
         run_phase(phase, self.folder, self.cadence, self.observer)
-        self.folder.write_state(model_state(network), None, _FLOAT_STATE)
+        self.folder.write_state(model_state(network), None, FLOAT_STATE)
         distributed.barrier()
         return network.eval()
 
@@ -179,8 +195,10 @@ class _Job:
             scale_parametrization=config.scale_parametrization,
             gradient_scale=config.gradient_scale,
         )
-        calibrate(prepared, batches)
-        self._seed(1, distributed.rank())
+        if self.recipe.start.checkpoint is None:
+            calibrate(prepared, batches)
+        else:
+            load_trained(prepared, network, self.recipe)
         return prepared
 
     def _finish(self, network: nn.Module) -> Results:

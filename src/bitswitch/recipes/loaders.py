@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -31,6 +32,7 @@ from bitswitch.training import distributed
 @dataclass(frozen=True)
 class _Images:
     train: ImageSet
+    validation: ImageSet | None
     held_out: ImageSet
     normalization: Normalization
     augmentation: CropFlip
@@ -56,18 +58,42 @@ class RecipeData:
 
     def training(self, batch_size: int, *, seed: int) -> Loader:
         """Return shuffled, augmented batches of the training images, this process's part of each."""
-        return self._loader(batch_size, train=True, augment=self.config.augment, seed=seed, shared=True)
+        return self._loader("train", batch_size, augment=self.config.augment, seed=seed, shared=True)
 
-    def calibration(self, batch_size: int) -> Loader:
-        """Return shuffled batches of the training images without augmentation, the same ones in every process."""
-        return self._loader(batch_size, train=True, augment=False, seed=self.run.seed, shared=False)
+    def calibration(self, batch_size: int, *, shared: bool = False) -> Loader:
+        """Return shuffled batches of the training images without augmentation.
+
+        Args:
+            batch_size: images a batch.
+            shared: give this process its part of each batch; otherwise every process gets the same ones.
+        """
+        return self._loader("train", batch_size, augment=False, seed=self.run.seed, shared=shared)
+
+    def validation(self) -> Loader:
+        """Return the images that were kept out of training in order, this process's part of each batch.
+
+        Raises:
+            ConfigError: the recipe keeps none.
+        """
+        if self._images is None or self._images.validation is None:
+            raise ConfigError("the recipe keeps no training images for validation; give --data.validation")
+        return self._loader("validation", self.run.eval_batch_size, augment=False, seed=0, shared=True)
 
     def held_out(self) -> Loader:
         """Return all held-out images in order, this process's part of each batch."""
-        return self._loader(self.run.eval_batch_size, train=False, augment=False, seed=0, shared=True)
+        return self._loader("held_out", self.run.eval_batch_size, augment=False, seed=0, shared=True)
 
-    def _loader(self, batch_size: int, *, train: bool, augment: bool, seed: int, shared: bool) -> Loader:
+    def _loader(
+        self,
+        part: Literal["train", "validation", "held_out"],
+        batch_size: int,
+        *,
+        augment: bool,
+        seed: int,
+        shared: bool,
+    ) -> Loader:
         rank, world_size = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
+        train = part == "train"
         if self._images is None:
             return FolderLoader(
                 data_folder(self.config) / ("train" if train else "val"),
@@ -82,13 +108,12 @@ class RecipeData:
                 channels_last=self.run.channels_last,
                 device=self.device,
             )
-        images = self._images
         return MemoryLoader(
-            images.train if train else images.held_out,
+            getattr(self._images, part),
             batch_size,
             train=train,
-            normalization=images.normalization,
-            augmentation=images.augmentation if augment else None,
+            normalization=self._images.normalization,
+            augmentation=self._images.augmentation if augment else None,
             seed=seed,
             rank=rank,
             world_size=world_size,
@@ -118,8 +143,13 @@ def _read(config: DataConfig) -> _Images:
         train = load_cifar10(folder, "train", download=config.download)
         held_out = load_cifar10(folder, "test", download=config.download)
         normalization, augmentation = CIFAR_NORMALIZATION, CIFAR_AUGMENTATION
+    validation = None
+    if config.validation is not None:
+        if config.validation >= len(train):
+            raise ConfigError(f"data.validation={config.validation} leaves none of {len(train)} images for training")
+        train, validation = train.split(config.validation / len(train), config.split_seed)
     train, held_out = sample(train, config.max_train), sample(held_out, config.max_eval)
-    return _Images(train, held_out, normalization, augmentation)
+    return _Images(train, validation, held_out, normalization, augmentation)
 
 
 def sample(images: ImageSet, count: int | None) -> ImageSet:

@@ -18,6 +18,7 @@ from bitswitch.training import CrossEntropy, Distillation, JointTrainer, distrib
 from bitswitch.training.evaluate import accuracy
 from bitswitch.training.optimizers import flatten_state, restore_state
 from bitswitch.training.run_metrics import FLOAT_BITS
+from bitswitch.training.samplers import Sampler
 from bitswitch.training.schedule import cosine
 
 
@@ -117,6 +118,7 @@ class JointPhase(_Base):
         training: batches to train on.
         held_out: batches to evaluate on.
         device: of the network.
+        sampler: draws widths for the layers; None trains every width as it is.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class JointPhase(_Base):
         training: Loader,
         held_out: Loader,
         device: torch.device,
+        sampler: Sampler | None = None,
     ) -> None:
         config = recipe.joint
         super().__init__("joint", config.epochs, training, held_out, device)
@@ -145,6 +148,7 @@ class JointPhase(_Base):
             clip_grad_norm=config.clip_grad_norm,
             autocast=autocast_type(recipe),
             schedule=config.schedule,
+            sampler=sampler,
         )
 
     def step(self, batch: Any) -> Mapping[int, Mapping[str, float]]:

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -39,14 +39,21 @@ class RunFolder:
     Args:
         path: the folder; created if needed.
         config: JSON object that describes the whole run. A folder that has another one is refused.
+        complete: adds to a configuration that an earlier version stored what that did not know.
 
     Raises:
         ConfigError: another process runs in the folder, it is something else than a run folder, or its configuration
             differs; the message names the first field that does.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        complete: Callable[[Any], Any] = lambda stored: stored,
+    ) -> None:
         self.path = Path(path)
+        self._complete = complete
         self.config = config
         self._lock: int | None = None
         self._started = time.perf_counter()
@@ -70,7 +77,7 @@ class RunFolder:
                 raise ConfigError(f"{self.path} exists and is not a run folder: it holds {sorted(strangers)[0]!r}")
             write_json(self.path / CONFIG_NAME, self.config)
             return
-        changed = differences(stored, json.loads(json.dumps(self.config)))
+        changed = differences(self._complete(stored), json.loads(json.dumps(self.config)))
         if changed:
             name, old, new = changed[0]
             more = f" (and {len(changed) - 1} more fields differ)" if len(changed) > 1 else ""

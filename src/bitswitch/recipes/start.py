@@ -1,0 +1,76 @@
+"""Where joint training starts: from what an earlier one has learned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bitswitch._files import read_state
+from bitswitch._prepare import unfreeze
+from bitswitch.checkpoint import load
+from bitswitch.errors import CheckpointError, ConfigError
+from bitswitch.layers.table import state_of
+from bitswitch.recipes.config import Recipe
+from bitswitch.recipes.convert import from_json
+from bitswitch.recipes.stored import stored_recipe
+from bitswitch.training.run import CONFIG_NAME, RESULTS_NAME, STATE_NAME, differences, read_json
+from bitswitch.training.run_state import load_model_state, under_prefix
+
+FLOAT_STATE = "float-model"
+
+
+def earlier_float_state(path: str | None) -> dict[str, Tensor] | None:
+    """Return the float network of an earlier run, or None if `path` is not the folder of one."""
+    if path is None or not (Path(path) / f"{FLOAT_STATE}.json").exists():
+        return None
+    return read_state(Path(path), FLOAT_STATE)[0]
+
+
+def load_trained(network: nn.Module, float_network: nn.Module, recipe: Recipe) -> None:
+    """Give a prepared network all that the one of `start.checkpoint` has learned.
+
+    Args:
+        network: prepared as the recipe says, not calibrated yet.
+        float_network: of the same architecture.
+        recipe: of the job.
+
+    Raises:
+        ConfigError: there is no finished run or checkpoint, or its network was prepared in another way.
+        CheckpointError: it cannot be read.
+    """
+    assert recipe.start.checkpoint is not None
+    path = Path(recipe.start.checkpoint)
+    _check_preparation(path, recipe)
+    try:
+        load_model_state(network, _learned(path, float_network))
+    except CheckpointError as error:
+        raise ConfigError(f"start.checkpoint={str(path)!r} cannot be used: {error}") from None
+    state_of(network).calibrated = True
+
+
+def _check_preparation(path: Path, recipe: Recipe) -> None:
+    config = read_json(path / CONFIG_NAME)
+    if isinstance(config, dict) and "recipe" in config:
+        earlier = from_json(Recipe, config["recipe"], "recipe")
+    else:
+        earlier = stored_recipe(path)
+    if earlier is None:
+        return
+    before, now = asdict(earlier.prepare), asdict(recipe.prepare)
+    for values in (before, now):
+        del values["calibration_batches"]
+    for name, old, new in differences(before, now)[:1]:
+        raise ConfigError(f"the network of {path} has prepare.{name}={old!r}; this recipe says {new!r}")
+
+
+def _learned(path: Path, float_network: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of the trainable network of a run folder or a checkpoint folder."""
+    if (path / f"{STATE_NAME}.json").exists():
+        if not (path / RESULTS_NAME).exists():
+            raise ConfigError(f"start.checkpoint: the run in {path} is not finished")
+        return under_prefix("model", read_state(path, STATE_NAME)[0])
+    network = load(path, into=float_network)
+    unfreeze(network)
+    return network.state_dict()
