@@ -33,12 +33,14 @@ EpilogueStore::Settings settings(float lo, float hi, bool residual, bool write_f
     EpilogueStore::Settings made{lo, hi, residual, write_float, {}};
     for (const auto& [inverse, zero_point, top, stride] : quantized)
         made.quantized.push_back(
-            {inverse, static_cast<float>(-zero_point), static_cast<float>(top - zero_point), zero_point, stride});
+            {inverse, static_cast<float>(-zero_point), static_cast<float>(top - zero_point), 0, 0, zero_point, stride});
     return made;
 }
 
 Buffers buffers(uintptr_t residual, uintptr_t out, uintptr_t q0, uintptr_t q1, uintptr_t q2, uintptr_t q3) {
-    return {at<const float>(residual), at<float>(out), {at<uint8_t>(q0), at<uint8_t>(q1), at<uint8_t>(q2), at<uint8_t>(q3)}};
+    return {at<const float>(residual),
+            at<float>(out),
+            {at<uint8_t>(q0), at<uint8_t>(q1), at<uint8_t>(q2), at<uint8_t>(q3)}};
 }
 
 // Bind run(x, residual, out, q0 … q3) of an op; residual is the second summand of an addition.
@@ -76,7 +78,8 @@ void bind_conv(nb::module_& module) {
                                  zero_point, at<const float>(multiplier), at<const float>(bias),
                                  settings(lo, hi, residual, write_float, quantized));
         });
-    bind_run(depthwise, [](const DepthwiseOp& op, uintptr_t x, const Buffers& to) { op.run(at<const uint8_t>(x), to); });
+    bind_run(depthwise,
+             [](const DepthwiseOp& op, uintptr_t x, const Buffers& to) { op.run(at<const uint8_t>(x), to); });
 
     auto add = nb::class_<AddOp>(module, "AddOp").def(
         "__init__", [](AddOp* op, int64_t pixels, int64_t channels, float lo, float hi, bool write_float,
@@ -104,7 +107,8 @@ void bind_conv(nb::module_& module) {
              [](QuantizeOp* op, int64_t batch, int64_t channels, int64_t pixels, int64_t stride, bool channels_last,
                 float scale, int32_t zero_point, int32_t top) {
                  new (op) QuantizeOp({batch, channels, pixels, stride, channels_last, scale,
-                                      static_cast<float>(-zero_point), static_cast<float>(top - zero_point), zero_point});
+                                      static_cast<float>(-zero_point), static_cast<float>(top - zero_point),
+                                      zero_point});
              })
         .def("run", [](const QuantizeOp& op, uintptr_t x, uintptr_t out) {
             nb::gil_scoped_release release;

@@ -29,7 +29,7 @@ inline void write_values(const Epilogue& e, const Buffers& to, const float* y, i
     }
 }
 
-void plain_epilogue(const Epilogue& e, const Buffers& to, const int32_t* acc, int64_t acc_stride, int rows,
+inline void plain_epilogue(const Epilogue& e, const Buffers& to, const int32_t* acc, int64_t acc_stride, int rows,
                     int64_t pixel, int64_t channel, int64_t count) {
     alignas(64) float y[64];
     for (int r = 0; r < rows; ++r) {
@@ -50,7 +50,7 @@ void plain_epilogue(const Epilogue& e, const Buffers& to, const int32_t* acc, in
     }
 }
 
-void plain_pointers(const Window& w, const uint8_t* x, const uint8_t* pad, int64_t pixel, int rows,
+inline void plain_pointers(const Window& w, const uint8_t* x, const uint8_t* pad, int64_t pixel, int rows,
                     const uint8_t** a) {
     constexpr int kRows = kMaxTileRows + 8;
     alignas(64) int64_t offset[kRows], top[kRows], left[kRows];
@@ -82,7 +82,8 @@ void plain_pointers(const Window& w, const uint8_t* x, const uint8_t* pad, int64
     }
 }
 
-void plain_depthwise(const DepthwisePlan& plan, const uint8_t* x, const Buffers& to, int64_t begin, int64_t end) {
+inline void plain_depthwise(const DepthwisePlan& plan, const uint8_t* x, const Buffers& to, int64_t begin,
+                            int64_t end) {
     const Window& w = plan.window;
     const int64_t blocks = (plan.channels + kDepthwiseBlock - 1) / kDepthwiseBlock;
     const int64_t quads = w.kw * ((w.kh + 3) / 4), block_bytes = quads * 256 + w.kh * w.kw * kDepthwiseBlock;
@@ -111,7 +112,8 @@ void plain_depthwise(const DepthwisePlan& plan, const uint8_t* x, const Buffers&
     }
 }
 
-void plain_add(const Epilogue& e, const float* a, const float* b, const Buffers& to, int64_t begin, int64_t end) {
+inline void plain_add(const Epilogue& e, const float* a, const float* b, const Buffers& to, int64_t begin,
+                      int64_t end) {
     alignas(64) float y[64];
     for (int64_t pixel = begin; pixel < end; ++pixel) {
         for (int64_t c = 0; c < e.channels; c += 64) {
@@ -126,7 +128,8 @@ void plain_add(const Epilogue& e, const float* a, const float* b, const Buffers&
     }
 }
 
-void plain_max_pool(const Window& w, const Epilogue& e, const float* x, const Buffers& to, int64_t begin, int64_t end) {
+inline void plain_max_pool(const Window& w, const Epilogue& e, const float* x, const Buffers& to, int64_t begin,
+                           int64_t end) {
     alignas(64) float y[64];
     for (int64_t row = begin; row < end; ++row) {
         const int64_t oh = row % w.out_h, image = row / w.out_h, top = oh * w.stride_h - w.pad_top;
@@ -156,7 +159,8 @@ void plain_max_pool(const Window& w, const Epilogue& e, const float* x, const Bu
     }
 }
 
-void plain_mean_pool(const Epilogue& e, const float* x, int64_t pixels, const Buffers& to, int64_t begin, int64_t end) {
+inline void plain_mean_pool(const Epilogue& e, const float* x, int64_t pixels, const Buffers& to, int64_t begin,
+                            int64_t end) {
     alignas(64) float y[64];
     for (int64_t image = begin; image < end; ++image) {
         for (int64_t c = 0; c < e.channels; c += 64) {
@@ -192,7 +196,7 @@ inline void quantize_planar(const QuantizePlan& plan, const float* x, uint8_t* o
     }
 }
 
-void plain_quantize(const QuantizePlan& plan, const float* x, uint8_t* out, int64_t begin, int64_t end) {
+inline void plain_quantize(const QuantizePlan& plan, const float* x, uint8_t* out, int64_t begin, int64_t end) {
     if (plan.channels_last) {
         for (int64_t pixel = begin; pixel < end; ++pixel) {
             const float* from = x + pixel * plan.channels;

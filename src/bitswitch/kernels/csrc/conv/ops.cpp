@@ -8,9 +8,9 @@ namespace bitswitch {
 
 EpilogueStore::EpilogueStore(const Settings& settings, int64_t channels, const float* multiplier, const float* bias,
                              const int32_t* row_sums, int32_t zero_point)
-    : multiplier_(round_up(channels, 64), 1.0f),
-      bias_(round_up(channels, 64), 0.0f),
-      correction_(round_up(channels, 64), 0) {
+    : multiplier_(round_up(channels, 64) + 16, 1.0f),
+      bias_(round_up(channels, 64) + 16, 0.0f),
+      correction_(round_up(channels, 64) + 16, 0) {
     if (multiplier) std::copy(multiplier, multiplier + channels, multiplier_.begin());
     if (bias) std::copy(bias, bias + channels, bias_.begin());
     if (row_sums) {
@@ -29,6 +29,11 @@ EpilogueStore::EpilogueStore(const Settings& settings, int64_t channels, const f
     epilogue_.write_float = settings.write_float;
     epilogue_.num_quantized = static_cast<int>(settings.quantized.size());
     std::copy(settings.quantized.begin(), settings.quantized.end(), epilogue_.quantized);
+    for (int k = 0; k < epilogue_.num_quantized; ++k) {
+        Quantized& q = epilogue_.quantized[k];
+        q.least = std::min(std::max(settings.lo * q.inverse, q.low), q.high);
+        q.most = std::min(std::max(settings.hi * q.inverse, q.low), q.high);
+    }
     epilogue_.channels = channels;
 }
 

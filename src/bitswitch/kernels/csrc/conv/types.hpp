@@ -23,12 +23,15 @@ struct Window {
 struct Quantized {
     float inverse;
     float low, high;  // −zero_point and top − zero_point: clamping before rounding is the same and cannot overflow
+    // Those bounds and the float's own times `inverse`: rounded products keep their order, so clamping a product once
+    // gives the codes of the clamped value.
+    float least, most;
     int32_t zero_point;
     int64_t stride;
 };
 
 // y = clamp(float(acc − correction[n]) · multiplier[n] + bias[n] (+ residual), lo, hi), then its copies. The arrays are
-// readable up to the next multiple of 64 channels.
+// readable up to the next multiple of 64 channels and 16 more.
 struct Epilogue {
     const int32_t* correction;
     const float* multiplier;
