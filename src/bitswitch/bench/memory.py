@@ -37,13 +37,18 @@ class Memory:
         return asdict(self)
 
 
-def resident_bytes() -> int | None:
-    """Return the resident memory of this process, mapped files included; None where /proc does not tell."""
+def resident_bytes(*, anonymous: bool = False) -> int | None:
+    """Return the resident memory of this process; None where /proc does not tell.
+
+    Args:
+        anonymous: without what is mapped from files, which processes share and the system can drop.
+    """
     try:
         text = Path("/proc/self/status").read_text("utf-8")
     except OSError:
         return None
-    found = [line.split()[1] for line in text.splitlines() if line.startswith("VmRSS:")]
+    field = "RssAnon:" if anonymous else "VmRSS:"
+    found = [line.split()[1] for line in text.splitlines() if line.startswith(field)]
     return int(found[0]) * 1024 if found else None
 
 

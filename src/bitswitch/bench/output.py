@@ -11,14 +11,16 @@ from typing import Any
 from bitswitch.bench.machine import Machine
 
 
-def add_options(parser: argparse.ArgumentParser, *, repeat: int = 15) -> None:
+def add_options(parser: argparse.ArgumentParser, *, repeat: int | None = 15) -> None:
     """Add what every benchmark understands: --repeat, --json FILE.
 
     Args:
         parser: of the benchmark.
-        repeat: default number of rounds.
+        repeat: default number of rounds; None if there are none.
     """
-    parser.add_argument("--repeat", type=int, default=repeat, help=f"rounds, each calls everything (default {repeat})")
+    if repeat is not None:
+        about = f"rounds, each calls everything (default {repeat})"
+        parser.add_argument("--repeat", type=int, default=repeat, help=about)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
 
 

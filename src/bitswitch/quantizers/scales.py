@@ -72,7 +72,8 @@ class PositiveScale(_KeepsFloat32):
     @property
     def is_set(self) -> bool:
         """Whether a scale has been set; reads the tensor, so it waits for the device."""
-        return bool((self.origin if self.parametrization == "log" else self.raw).isfinite().all())
+        scale = self.origin if self.parametrization == "log" else self.raw
+        return all(math.isfinite(extreme.item()) for extreme in scale.detach().aminmax())
 
     def value(self) -> Tensor:
         """Return the scale s > 0, float32, differentiable."""
