@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bitswitch.layers.norm import PerWidthNorm
+from bitswitch.layers.norm import PerWidthNorm, norm_key
 
 Moments = tuple[Tensor, Tensor]
 
@@ -23,7 +23,7 @@ def _moments(x: Tensor) -> Moments:
 
 def active_norms(network: nn.Module) -> list[_BatchNorm]:
     """Return the BatchNorms of the active widths that keep statistics, in the order of the network."""
-    norms = [m.norms[str(m.bits)] for m in network.modules() if isinstance(m, PerWidthNorm)]
+    norms = [m.norms[m.key] for m in network.modules() if isinstance(m, PerWidthNorm)]
     return [norm for norm in norms if isinstance(norm, _BatchNorm) and norm.running_mean is not None]
 
 
@@ -92,3 +92,12 @@ def shift_statistics(network: nn.Module, float_moments: list[list[Moments]], run
             assert norm.running_var is not None
             norm.running_mean.copy_(total[0] / count)
             norm.running_var.copy_(total[1] / count)
+
+
+def spread_statistics(network: nn.Module) -> None:
+    """Give every pair of widths of transitional BatchNorms what the pair of equal widths has."""
+    for norm in network.modules():
+        if isinstance(norm, PerWidthNorm) and norm.is_transitional:
+            for key, own in norm.norms.items():
+                bits = int(key.split("-")[0])
+                own.load_state_dict(norm.norms[norm_key(bits, bits)].state_dict())

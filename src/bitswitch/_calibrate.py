@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitswitch._batch_norm import Moments, record_moments, shift_statistics
+from bitswitch._batch_norm import Moments, record_moments, shift_statistics, spread_statistics
 from bitswitch._initial import best_input_scale
 from bitswitch._plan import Request
 from bitswitch._prepare import complete
@@ -114,6 +114,7 @@ def calibrate(
             for bits in state.bits:
                 with at(network, bits):
                     shift_statistics(network, float_moments, run)
+            spread_statistics(network)
     state.calibrated = True
 
 

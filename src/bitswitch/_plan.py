@@ -33,6 +33,7 @@ class Request:
     group_size: int | None
     granularity_of: tuple[tuple[str, str], ...]
     activations: bool
+    batch_norm: str
     options: QuantizerOptions
 
 
@@ -200,20 +201,44 @@ def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str
 def _norm_entry(
     name: str, module: nn.Module, graph: Graph, entries: Mapping[str, LayerEntry], request: Request
 ) -> LayerEntry:
-    """Return the row of a BatchNorm: it follows the one layer that feeds it, else the layer that it feeds."""
+    """Return the row of a BatchNorm: it follows the one layer that feeds it, else the first layer that it feeds."""
 
     def switchable(names: Collection[str]) -> list[str]:
-        return sorted(
-            n for n in names if n in entries and entries[n].status == "quantized" and len(entries[n].bits) > 1
-        )
+        return [n for n in graph.predecessors if n in names and _is_switchable(entries.get(n))]
 
     feeding = switchable(graph.predecessors.get(name, ()))
     fed = switchable(graph.successors.get(name, ()))
     candidates = feeding if len(feeding) == 1 else fed
     width_from = candidates[0] if candidates else None
+    transitional = request.batch_norm == "transitional" and width_from is not None
+    width_to = _next_layer(name, graph, entries) if transitional else None
     return LayerEntry(
-        name=name, kind=type(module).__name__, status="per-width", bits=request.bits, width_from=width_from
+        name=name,
+        kind=type(module).__name__,
+        status="per-width",
+        bits=request.bits,
+        width_from=width_from,
+        width_to=None if width_to == width_from else width_to,
     )
+
+
+def _is_switchable(entry: LayerEntry | None) -> bool:
+    return entry is not None and entry.status == "quantized" and len(entry.bits) > 1
+
+
+def _next_layer(name: str, graph: Graph, entries: Mapping[str, LayerEntry]) -> str | None:
+    """Return the switchable layer that what a node computes reaches next, through anything that has one width only.
+
+    Where ways part, at a residual connection or at branches, it is the layer that is executed first.
+    """
+    seen, todo = set(), [name]
+    while todo:
+        for node in graph.successors.get(todo.pop(), ()):
+            if node not in seen:
+                seen.add(node)
+                if not _is_switchable(entries.get(node)):
+                    todo.append(node)
+    return next((n for n in graph.predecessors if n in seen and _is_switchable(entries.get(n))), None)
 
 
 def _warn(entries: Mapping[str, LayerEntry]) -> None:

@@ -32,6 +32,7 @@ def prepare(
     granularity: str | Mapping[str, str] = "tensor",
     group_size: int | None = None,
     activations: bool = True,
+    batch_norm: Literal["per-width", "transitional"] = "per-width",
     shared: bool = True,
     scale_parametrization: Literal["log", "raw"] = "log",
     gradient_scale: bool = False,
@@ -56,6 +57,9 @@ def prepare(
             `group_size` along the input), or a mapping from name patterns to these.
         group_size: for granularity "group"; it must divide the inputs of every output channel.
         activations: quantize the inputs of the layers too, at the width of the weight.
+        batch_norm: "per-width" gives every BatchNorm parameters and statistics of each width, "transitional" of each
+            pair of its own width and that of the next quantized layer, for networks whose layers have different
+            widths (Bit-Mixer, as in Algorithm A.3). Where ways part, the next layer is the one executed first.
         shared: one weight scale for all widths. False is the comparison mode in which every width has its own scale and
             the stored model stays float.
         scale_parametrization: "log" learns ln s, "raw" learns s as in the paper.
@@ -84,6 +88,8 @@ def prepare(
         raise PrepareError(f"first_last must be 'float' or 8; got {first_last!r}")
     if scale_parametrization not in ("log", "raw"):
         raise PrepareError(f"scale_parametrization must be 'log' or 'raw'; got {scale_parametrization!r}")
+    if batch_norm not in ("per-width", "transitional"):
+        raise PrepareError(f"batch_norm must be 'per-width' or 'transitional'; got {batch_norm!r}")
     default_granularity, granularity_of = check_granularity(granularity)
     request = Request(
         bits=validate_widths(bits),
@@ -94,6 +100,7 @@ def prepare(
         group_size=group_size,
         granularity_of=granularity_of,
         activations=activations,
+        batch_norm=batch_norm,
         options=QuantizerOptions(shared, scale_parametrization, gradient_scale),
     )
     model = copy.deepcopy(model)
@@ -156,7 +163,7 @@ def _install(model: nn.Module, table: LayerTable, bits: tuple[int, ...], options
     for entry in table.values():
         module = modules[entry.name]
         if entry.status == "per-width":
-            make_per_width(module, entry.bits)
+            make_per_width(module, entry.bits, None if entry.width_to is None else table[entry.width_to].bits)
         elif entry.status == "quantized":
             quantizer = quantizers[entry.alias_of or entry.name]
             make_switchable(module, quantizer, _input_quantizer(entry, options, module))

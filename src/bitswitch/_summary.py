@@ -142,6 +142,8 @@ def _cells(entry: LayerEntry) -> tuple[str, ...]:
         notes.append(f"shares the weight of {entry.alias_of}")
     if entry.width_from is not None:
         notes.append(f"width of {entry.width_from}")
+    if entry.width_to is not None:
+        notes.append(f"next {entry.width_to}")
     return (
         entry.name,
         entry.kind,

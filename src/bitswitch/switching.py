@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from bitswitch.layers.base import layer_of
-from bitswitch.layers.norm import PerWidthNorm
+from bitswitch.layers.norm import PerWidthNorm, norm_key
 from bitswitch.layers.table import EngineState, ModelState, state_of, unwrap
 from bitswitch.precision import Precision
 
@@ -16,8 +16,9 @@ from bitswitch.precision import Precision
 def switch(model: nn.Module, precision: int | Mapping[str, int] | Precision, default: int | None = None) -> None:
     """Run every layer of a model at the given precision from now on.
 
-    The request is checked in full before anything changes. A BatchNorm follows the layer that feeds it, see the layer
-    table. A loaded model reads the bit planes that it does not hold yet.
+    The request is checked in full before anything changes. A BatchNorm follows the layer that feeds it, and a
+    transitional one the next layer too, see the layer table. A loaded model reads the bit planes that it does not hold
+    yet.
 
     Args:
         model: a prepared model, wrapped in DistributedDataParallel or torch.compile or not, or an engine.
@@ -60,18 +61,21 @@ def _apply(network: nn.Module, state: ModelState, precision: Precision, resolved
     for name, bits in resolved.items():
         layer = layer_of(network, name)
         layer.bits = bits
-    for name, bits in norm_widths(state, precision, resolved).items():
+    for name, key in norm_keys(state, precision, resolved).items():
         norm = network.get_submodule(name)
         assert isinstance(norm, PerWidthNorm)
-        norm.bits = bits
+        norm.key = key
     state.precision = precision
 
 
-def norm_widths(state: ModelState, precision: Precision, resolved: Mapping[str, int]) -> dict[str, int]:
-    """Return the width of every per-width BatchNorm, given those of the layers."""
+def norm_keys(state: ModelState, precision: Precision, resolved: Mapping[str, int]) -> dict[str, str]:
+    """Return the `norm_key` of every per-width BatchNorm, given the widths of the layers."""
     fallback = precision.default if precision.default in state.bits else state.bits[0]
     return {
-        entry.name: fallback if entry.width_from is None else resolved[entry.width_from]
+        entry.name: norm_key(
+            fallback if entry.width_from is None else resolved[entry.width_from],
+            None if entry.width_to is None else resolved[entry.width_to],
+        )
         for entry in state.table.select("per-width")
     }
 

@@ -138,6 +138,9 @@ attack("alias-of-another-shape", "another shape or other bits", row("fc2", "alia
 attack("alias-of-a-norm", "alias_of: 'bn'", row("fc2", "alias_of", "bn"))
 attack("width-from-nowhere", "width_from: 'nix'", row("bn", "width_from", "nix"))
 attack("width-from-missing-width", "width_from: 'stem'", row("bn", "width_from", "stem"))
+attack("width-to-nowhere", "width_to: 'nix'", row("bn", "width_to", "nix"))
+attack("width-to-of-a-layer", "width_to: 'mid'", row("head", "width_to", "mid"))
+attack("width-to-type", "field 'width_to'", row("bn", "width_to", None))
 attack("norm-single-width", "width_from: 'mid'|width_from is null", row("bn", "bits", [3]))
 
 # config.json: weights and files

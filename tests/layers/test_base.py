@@ -211,8 +211,8 @@ def test_compiled_at_uniform_widths() -> None:
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     x = seeded(5, 6)
     for bits in (8, 4, 2, 8):
-        for layer in network:
-            layer.bits = bits  # pyright: ignore[reportArgumentType]
+        network[0].bits = network[2].bits = bits  # pyright: ignore[reportArgumentType]
+        network[1].key = str(bits)  # pyright: ignore[reportArgumentType]
         torch.testing.assert_close(compiled(x), network(x), rtol=1e-5, atol=1e-6)
 
 

@@ -36,10 +36,10 @@ def test_each_width_learns_its_own_values(kind: type[nn.Module]) -> None:
     assert isinstance(module, kind)
     for step, bits in enumerate(BITS):
         x = (step + 1) * seeded(*shape(kind), seed=step)
-        module.bits = bits
+        module.key = str(bits)
         torch.testing.assert_close(module.train()(x), references[bits].train()(x), rtol=0, atol=0)
     for bits in BITS:
-        module.bits = bits
+        module.key = str(bits)
         assert torch.equal(module.running_mean, references[bits].running_mean)
         assert torch.equal(module.running_var, references[bits].running_var)
         assert int(module.num_batches_tracked) == int(references[bits].num_batches_tracked)
@@ -50,7 +50,7 @@ def test_each_width_learns_its_own_values(kind: type[nn.Module]) -> None:
 def test_other_widths_have_no_gradient() -> None:
     module = norm()
     make_per_width(module, BITS)
-    module.bits = 4
+    module.key = "4"
     module(seeded(4, 3, 2, 5)).square().sum().backward()
     assert module.weight is module.norms["4"].weight
     assert module.norms["4"].weight.grad is not None

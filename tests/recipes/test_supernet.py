@@ -58,6 +58,20 @@ def test_a_checkpoint_folder_will_do(tiny: Recipe, finished: Finished, tmp_path:
     assert not (tmp_path / "run" / SENSITIVITY_NAME).exists()
 
 
+def test_pairs_of_widths_start_as_their_own_width(tiny: Recipe, finished: Finished, tmp_path: Path) -> None:
+    recipe = supernet(tiny, finished[0], sampler="uniform").replace(prepare={"batch_norm": "transitional"})
+    run_recipe(recipe, tmp_path / "run")
+    assert first_accuracy(tmp_path / "run") == finished[1].accuracy
+    # A SuperNet with pairs is what the next one with pairs starts from; one without cannot.
+    again = recipe.replace(start={"checkpoint": str(tmp_path / "run")}, joint={"epochs": 0})
+    run_recipe(again, tmp_path / "again")
+    ours, theirs = (read_state(tmp_path / name)[0] for name in ("run", "again"))
+    assert any("-" in name.partition(".norms.")[2] for name in ours)
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items() if name.startswith("model/"))
+    with pytest.raises(ConfigError, match="has prepare.batch_norm='transitional'; this recipe says 'per-width'"):
+        run_recipe(again.replace(prepare={"batch_norm": "per-width"}), tmp_path / "back")
+
+
 def test_layers_draw_more_often_as_epochs_pass(
     tiny: Recipe, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

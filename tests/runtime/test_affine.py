@@ -45,8 +45,8 @@ def test_a_batch_norm_is_folded(affine: bool, per_width: bool) -> None:
     if per_width:
         make_per_width(norm, (8, 4, 2))
         norm.norms["4"].running_mean += 1  # pyright: ignore[reportAttributeAccessIssue]
-        norm.bits = 4  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    m, b = fold(layer, 2, norm, 4 if per_width else None)  # pyright: ignore[reportArgumentType]
+        norm.key = "4"  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    m, b = fold(layer, 2, norm, "4" if per_width else None)  # pyright: ignore[reportArgumentType]
     plain, bias = fold(layer, 2)  # pyright: ignore[reportArgumentType]
     sums = torch.randint(-500, 500, (7, 5))
     assert b is not None

@@ -169,6 +169,12 @@ def _check_table(table: LayerTable, bits: tuple[int, ...]) -> None:
                 )
         elif entry.status == "per-width" and entry.bits != bits:
             raise CheckpointError(f"{where}: bits: expected {bits}, as width_from is null")
+        if entry.width_to is not None:
+            following = table.get(entry.width_to)
+            if entry.width_from is None or following is None or following.status != "quantized":
+                raise CheckpointError(
+                    f"{where}: width_to: {entry.width_to[:200]!r} is no quantized layer after a width_from"
+                )
 
 
 def _check_quantized(entry: LayerEntry, table: LayerTable, where: str) -> None:

@@ -1,4 +1,4 @@
-"""BatchNorm with statistics and an affine map of every width's own."""
+"""BatchNorm with statistics and an affine map of every width's own, or of every pair of widths."""
 
 from __future__ import annotations
 
@@ -9,29 +9,49 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def norm_key(bits: int, next_bits: int | None = None) -> str:
+    """Return the name of the normalisation of a width, or of a width and that of the next layer.
+
+    >>> norm_key(4), norm_key(4, 2)
+    ('4', '4-2')
+    """
+    return str(bits) if next_bits is None else f"{bits}-{next_bits}"
+
+
 class PerWidthNorm(nn.Module):
-    """Mixin that stands before a BatchNorm class: one normalisation a width, of which the active one runs.
+    """Mixin that stands before a BatchNorm class: several normalisations, of which the active one runs.
 
     Activations of different widths have different statistics. While one width trains, the parameters of the others have
     no gradient at all, so no optimizer moves them. `weight`, `bias`, `running_mean` and `running_var` read those of the
-    active width.
+    active one. A transitional BatchNorm (Bit-Mixer, arXiv:2103.17267) has one normalisation for every pair of its own
+    width and the width of the next layer, n² for n widths.
 
     Attributes:
-        norms: one normalisation of the original class a width, under the width as a string.
-        bits: the active width.
+        norms: normalisations of the original class by `norm_key`.
+        key: of the active one.
     """
 
     norms: nn.ModuleDict
-    bits: int
+    key: str
+
+    @property
+    def bits(self) -> int:
+        """The active width."""
+        return int(self.key.split("-")[0])
+
+    @property
+    def is_transitional(self) -> bool:
+        """Whether there is one normalisation for every pair of widths."""
+        return any("-" in key for key in self.norms)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Normalise with the statistics and the affine map of the active width."""
-        return self.norms[str(self.bits)](*args, **kwargs)
+        """Normalise with the statistics and the affine map that are active."""
+        return self.norms[self.key](*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
         if name in _PER_WIDTH_TENSORS and "norms" in modules:
-            return getattr(modules["norms"][str(self.bits)], name)
+            return getattr(modules["norms"][self.key], name)
         return super().__getattr__(name)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -39,7 +59,7 @@ class PerWidthNorm(nn.Module):
         nn.Module._load_from_state_dict(self, *args, **kwargs)
 
     def extra_repr(self) -> str:  # noqa: D102
-        return f"bits={self.bits} of {tuple(int(b) for b in self.norms)}"
+        return f"{self.key} of {', '.join(self.norms)}"
 
 
 _PER_WIDTH_TENSORS = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
@@ -74,16 +94,23 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and not isinstance(module, PerWidthNorm)
 
 
-def make_per_width(norm: nn.Module, bits: tuple[int, ...]) -> None:
-    """Change a BatchNorm in place into one that has a copy of it for every width."""
+def make_per_width(norm: nn.Module, bits: tuple[int, ...], next_bits: tuple[int, ...] | None = None) -> None:
+    """Change a BatchNorm in place into one that has a copy of it for every width.
+
+    Args:
+        norm: the BatchNorm.
+        bits: its widths.
+        next_bits: widths of the next layer, for a copy for every pair.
+    """
     kind = type(norm)
     if kind not in _CLASSES:
         # A BatchNorm of another library, such as timm's with an activation inside.
         _CLASSES[kind] = type(f"PerWidth{kind.__name__}", (PerWidthNorm, kind), {"__module__": __name__})
-    copies = {str(b): copy.deepcopy(norm) for b in bits}
+    keys = [norm_key(own, following) for own in bits for following in next_bits or (None,)]
+    copies = {key: copy.deepcopy(norm) for key in keys}
     norm._parameters.clear()
     norm._buffers.clear()
     norm._modules.clear()
     norm.__class__ = _CLASSES[kind]
     norm.norms = nn.ModuleDict(copies)
-    norm.bits = bits[0]  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    norm.key = keys[0]  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

@@ -31,6 +31,7 @@ class LayerEntry:
         input: "unsigned", "signed" or "float": how its input is quantized.
         alias_of: name of the quantized layer that stores the weight which this one shares.
         width_from: for a BatchNorm, the layer whose width it follows under a per-layer precision.
+        width_to: for a transitional BatchNorm, the next layer, whose width it follows too.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LayerEntry:
     input: str = "float"
     alias_of: str | None = None
     width_from: str | None = None
+    width_to: str | None = None
 
 
 class LayerTable(Mapping[str, LayerEntry]):
@@ -77,8 +79,9 @@ class LayerTable(Mapping[str, LayerEntry]):
         return {entry.name: entry.bits for entry in self.select("quantized")}
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return a list of plain dictionaries."""
-        return [asdict(entry) | {"shape": list(entry.shape), "bits": list(entry.bits)} for entry in self.values()]
+        """Return a list of plain dictionaries, without `width_to` where that is None."""
+        rows = [asdict(entry) | {"shape": list(entry.shape), "bits": list(entry.bits)} for entry in self.values()]
+        return [{k: v for k, v in row.items() if k != "width_to" or v is not None} for row in rows]
 
     @classmethod
     def from_json(cls, rows: object) -> LayerTable:
@@ -93,8 +96,8 @@ class LayerTable(Mapping[str, LayerEntry]):
 
 
 def _entry_from_json(index: int, row: object) -> LayerEntry:
-    names = [item.name for item in fields(LayerEntry)]
-    if not isinstance(row, dict) or set(row) != set(names):
+    names = [item.name for item in fields(LayerEntry) if item.name != "width_to"]
+    if not isinstance(row, dict) or set(row) - {"width_to"} != set(names):
         raise ConfigError(f"row {index} of the layer table must have the fields {', '.join(names)}")
 
     def fail(name: str) -> ConfigError:
@@ -106,6 +109,8 @@ def _entry_from_json(index: int, row: object) -> LayerEntry:
     for name in ("alias_of", "width_from"):
         if row[name] is not None and not isinstance(row[name], str):
             raise fail(name)
+    if not isinstance(row.get("width_to", ""), str):
+        raise fail("width_to")
     for name in ("shape", "bits"):
         if not isinstance(row[name], list) or not all(type(item) is int and item >= 0 for item in row[name]):
             raise fail(name)

@@ -99,6 +99,8 @@ class PrepareConfig:
     """Inputs that share a scale, for group."""
     activations: bool = True
     """Quantize the inputs of layers too."""
+    batch_norm: Literal["per-width", "transitional"] = "per-width"
+    """BatchNorm of every width, or of every pair of its own width and the next layer's."""
     shared: bool = True
     """One weight scale for all widths."""
     scale_parametrization: Literal["log", "raw"] = "log"

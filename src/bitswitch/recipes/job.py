@@ -191,6 +191,7 @@ class _Job:
             granularity=config.granularity,
             group_size=config.group_size,
             activations=config.activations,
+            batch_norm=config.batch_norm,
             shared=config.shared,
             scale_parametrization=config.scale_parametrization,
             gradient_scale=config.gradient_scale,

@@ -11,6 +11,7 @@ from bitswitch._files import read_state
 from bitswitch._prepare import unfreeze
 from bitswitch.checkpoint import load
 from bitswitch.errors import CheckpointError, ConfigError
+from bitswitch.layers.norm import PerWidthNorm
 from bitswitch.layers.table import state_of
 from bitswitch.recipes.config import Recipe
 from bitswitch.recipes.convert import from_json
@@ -37,14 +38,15 @@ def load_trained(network: nn.Module, float_network: nn.Module, recipe: Recipe) -
         recipe: of the job.
 
     Raises:
-        ConfigError: there is no finished run or checkpoint, or its network was prepared in another way.
+        ConfigError: there is no finished run or checkpoint, or its network was prepared in another way, except that
+            transitional BatchNorms may start from per-width ones.
         CheckpointError: it cannot be read.
     """
     assert recipe.start.checkpoint is not None
     path = Path(recipe.start.checkpoint)
     _check_preparation(path, recipe)
     try:
-        load_model_state(network, _learned(path, float_network))
+        load_model_state(network, _for_pairs(_learned(path, float_network), network))
     except CheckpointError as error:
         raise ConfigError(f"start.checkpoint={str(path)!r} cannot be used: {error}") from None
     state_of(network).calibrated = True
@@ -61,6 +63,8 @@ def _check_preparation(path: Path, recipe: Recipe) -> None:
     before, now = asdict(earlier.prepare), asdict(recipe.prepare)
     for values in (before, now):
         del values["calibration_batches"]
+    if before["batch_norm"] == "per-width":
+        del before["batch_norm"], now["batch_norm"]
     for name, old, new in differences(before, now)[:1]:
         raise ConfigError(f"the network of {path} has prepare.{name}={old!r}; this recipe says {new!r}")
 
@@ -74,3 +78,19 @@ def _learned(path: Path, float_network: nn.Module) -> dict[str, Tensor]:
     network = load(path, into=float_network)
     unfreeze(network)
     return network.state_dict()
+
+
+def _for_pairs(learned: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Let every pair of widths of a transitional BatchNorm start with what the own width has learned."""
+    used: set[str] = set()
+    added: dict[str, Tensor] = {}
+    for name, norm in network.named_modules():
+        if not isinstance(norm, PerWidthNorm) or not norm.is_transitional:
+            continue
+        for key, own in norm.norms.items():
+            for part in own.state_dict():
+                source = f"{name}.norms.{key.split('-')[0]}.{part}"
+                if source in learned:
+                    used.add(source)
+                    added[f"{name}.norms.{key}.{part}"] = learned[source]
+    return {name: tensor for name, tensor in learned.items() if name not in used} | added

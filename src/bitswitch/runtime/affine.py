@@ -16,7 +16,7 @@ def fold(
     layer: SwitchableLayer,
     bits: int,
     norm: nn.Module | None = None,
-    norm_bits: int | None = None,
+    norm_key: str | None = None,
     *,
     input_scale: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
@@ -28,7 +28,7 @@ def fold(
         layer: a layer with a shared weight scale.
         bits: its width l.
         norm: the BatchNorm that follows it, or None.
-        norm_bits: the width of which it takes the statistics, for a per-width BatchNorm.
+        norm_key: which of its normalisations, for a per-width BatchNorm.
         input_scale: whether m contains the scale s_x of the input; without, codes were scaled by row.
 
     Returns:
@@ -42,15 +42,18 @@ def fold(
     bias: Any = layer.bias
     bias = None if bias is None else bias.double()
     if norm is not None:
-        factor, shift = normalisation(norm, norm_bits)
+        factor, shift = normalisation(norm, norm_key)
         multiplier = multiplier * factor[:, None]
         bias = shift if bias is None else bias * factor + shift
     return multiplier.float().contiguous(), None if bias is None else bias.float().contiguous()
 
 
-def normalisation(norm: nn.Module, norm_bits: int | None) -> tuple[Tensor, Tensor]:
+def normalisation(norm: nn.Module, norm_key: str | None) -> tuple[Tensor, Tensor]:
     """Return the float64 factor γ/√(σ² + ε) and shift β − μ·factor of a BatchNorm in evaluation mode."""
-    chosen: Any = norm.norms[str(norm_bits)] if isinstance(norm, PerWidthNorm) else norm
+    chosen: Any = norm
+    if isinstance(norm, PerWidthNorm):
+        assert norm_key is not None
+        chosen = norm.norms[norm_key]
     factor = (chosen.running_var.double() + chosen.eps).rsqrt()
     if chosen.weight is not None:
         factor = factor * chosen.weight.double()

@@ -19,7 +19,7 @@ class Configuration:
     Attributes:
         precision: as it was asked for.
         widths: the width of every quantized layer, by name.
-        norm_widths: the width of every per-width BatchNorm, by name.
+        norm_keys: which normalisation every per-width BatchNorm runs, by name; see `layers.norm.norm_key`.
         parts: what of the cache it may be made of: (name, width) pairs of layers and of weights.
         operands: what layers compute with; filled as they run, with what is the same whoever makes it.
         bound: what the executor's `bind` returned.
@@ -27,7 +27,7 @@ class Configuration:
 
     precision: Precision
     widths: Mapping[str, int]
-    norm_widths: Mapping[str, int]
+    norm_keys: Mapping[str, str]
     parts: frozenset[tuple[str, int]] = frozenset()
     operands: dict[str, Any] = field(default_factory=dict)
     bound: Any = None
@@ -36,12 +36,12 @@ class Configuration:
 class Executor(Protocol):
     """How an engine runs its network."""
 
-    def bind(self, widths: Mapping[str, int], norm_widths: Mapping[str, int]) -> Any:
+    def bind(self, widths: Mapping[str, int], norm_keys: Mapping[str, str]) -> Any:
         """Return what runs at these widths need; called once a configuration, before any call can see it.
 
         Args:
             widths: the width of every quantized layer; all planes that they need are there.
-            norm_widths: the width of every per-width BatchNorm.
+            norm_keys: which normalisation every per-width BatchNorm runs.
         """
         ...
 
@@ -66,7 +66,7 @@ class ModuleExecutor:
         self.network = network
         self.reason = reason
 
-    def bind(self, widths: Mapping[str, int], norm_widths: Mapping[str, int]) -> None:
+    def bind(self, widths: Mapping[str, int], norm_keys: Mapping[str, str]) -> None:
         """Nothing: layers bind themselves."""
 
     def run(self, configuration: Configuration, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: D102

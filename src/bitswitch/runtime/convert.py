@@ -118,7 +118,7 @@ def make_integer(network: nn.Module, state: ModelState, weights: Mapping[str, St
         _fix_scales(layer)
     for entry in state.table.select("per-width"):
         norm = network.get_submodule(entry.name)
-        norm.__dict__.pop("bits", None)
+        norm.__dict__.pop("key", None)
         norm.__class__ = mixed(FollowingNorm, type(norm))
         norm.__dict__.update(layer_name=entry.name, active=active)
     network.__dict__.pop("_bitswitch", None)

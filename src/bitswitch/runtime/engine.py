@@ -19,7 +19,7 @@ from bitswitch.runtime.configuration import Active, Configuration, Executor
 from bitswitch.runtime.convert import make_integer
 from bitswitch.runtime.executors import choose_executor
 from bitswitch.runtime.stored import PlaneReader, StoredWeight
-from bitswitch.switching import norm_widths
+from bitswitch.switching import norm_keys
 
 # Precisions that are kept beside the live one; per-call mixed maps are the only way to more.
 _MOST_CONFIGURATIONS = 64
@@ -130,7 +130,7 @@ class Engine(nn.Module):
         state: EngineState = self.__dict__["_bitswitch"]
         resolved = precision.resolve(state.table.available) if resolved is None else resolved
         self._read_missing(resolved)
-        norms = norm_widths(state, precision, resolved)
+        norms = norm_keys(state, precision, resolved)
         parts = {*resolved.items(), *((self._weights[name].name, bits) for name, bits in resolved.items())}
         self._gone.clear()
         bound = self._executor.bind(resolved, norms)

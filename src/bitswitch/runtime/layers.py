@@ -169,9 +169,9 @@ class FollowingNorm(PerWidthNorm):
     active: Active
 
     @property
-    def bits(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The width at which the current thread runs the normalisation."""
-        return self.active.current().norm_widths[self.layer_name]
+    def key(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Which normalisation the current thread runs."""
+        return self.active.current().norm_keys[self.layer_name]
 
 
 def encode(x: Tensor, operands: Operands) -> tuple[Tensor, Tensor | None]:
