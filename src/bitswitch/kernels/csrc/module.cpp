@@ -9,6 +9,7 @@ namespace nb = nanobind;
 
 namespace bitswitch {
 void bind_conv(nb::module_& module);
+void bind_gemm(nb::module_& module);
 void bind_gemv(nb::module_& module);
 }  // namespace bitswitch
 
@@ -18,5 +19,6 @@ NB_MODULE(_native, module) {
     module.def("set_isa", &bitswitch::set_isa);
     module.def("max_threads", &bitswitch::max_threads);
     bitswitch::bind_conv(module);
+    bitswitch::bind_gemm(module);
     bitswitch::bind_gemv(module);
 }

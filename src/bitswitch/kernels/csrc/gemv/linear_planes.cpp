@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "gemm/many.hpp"
 #include "gemv/gemv.hpp"
 #include "parallel.hpp"
 
@@ -12,6 +13,8 @@ namespace {
 
 // Rows of the weight whose sums are kept before they are mapped out.
 constexpr int kBlock = 8;
+// From so many rows on, a weight is unpacked to panels rather than multiplied straight from its planes.
+constexpr int64_t kFewRows = 8;
 // Bytes of planes that make it worth waking another thread.
 constexpr int64_t kThreadBytes = 16384;
 
@@ -124,6 +127,7 @@ int64_t unit_of(const PlaneLinear& a) {
 void linear_planes(const PlaneLinear& a) {
     if (a.bits < 2 || a.bits > a.stored_bits || a.stored_bits > 8) throw std::invalid_argument("no such width");
     if (a.M <= 0 || a.N <= 0) return;
+    if (a.M > kFewRows && takes_many(a)) return linear_many(a, nullptr, nullptr);
     const int64_t unit = unit_of(a);
     const PlaneKernel kernel = choose(unit);
     const int64_t groups = a.group_size ? ceil_div(a.K, a.group_size) : 1;

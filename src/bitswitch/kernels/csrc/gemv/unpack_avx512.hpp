@@ -11,6 +11,7 @@
 // GCC 12 takes the vectors that its own intrinsics leave undefined on purpose for mistakes.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #define BITSWITCH_INLINE inline __attribute__((always_inline))
