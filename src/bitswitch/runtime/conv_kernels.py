@@ -6,20 +6,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitswitch import kernels
 from bitswitch.errors import ArgumentError
 from bitswitch.runtime.conv_reference import Epilogue, Quantizer, Window, channel_stride
+from bitswitch.runtime.tiles import pack_tiles, tiles_of_codes, unpack_codes
 
-# Beyond this many products a 32-bit sum of 255 · −128 could overflow.
-_MOST_PRODUCTS = 65536
 _MOST_COPIES = 4
 
 
@@ -59,21 +58,41 @@ def pack_conv(codes: Tensor, groups: int = 1) -> PackedConv:
     out_channels, group_in, height, width = codes.shape
     if groups < 1 or out_channels % groups:
         raise ArgumentError(f"{out_channels} output channels cannot be divided into {groups} groups")
-    if group_in * height * width > _MOST_PRODUCTS:
-        raise ArgumentError(f"sums of {group_in * height * width} products do not fit into 32 bits")
-    shape = (out_channels, group_in, height, width)
     if group_in == 1 and groups == out_channels:
-        native, codes = _native(), codes.contiguous()
-        data = torch.empty(native.depthwise_bytes(groups, height, width), dtype=torch.int8)
-        row_sums = torch.empty(groups, dtype=torch.int32)
-        native.pack_depthwise(codes.data_ptr(), groups, height, width, data.data_ptr(), row_sums.data_ptr())
-        return PackedConv(data, row_sums, shape, groups, True)
-    group_out, taps = out_channels // groups, height * width
-    panels, blocks = -(-group_out // 16), -(-group_in // 4)
-    tiles = codes.reshape(groups, group_out, group_in, taps)
-    tiles = F.pad(tiles, (0, 0, 0, blocks * 4 - group_in, 0, panels * 16 - group_out))
-    tiles = tiles.reshape(groups, panels, 16, blocks, 4, taps).permute(0, 1, 5, 3, 2, 4).contiguous()
-    return PackedConv(tiles, codes.flatten(1).sum(1, dtype=torch.int32), shape, groups, False)
+        return _pack_depthwise(codes)
+    tiles = tiles_of_codes(codes.flatten(2), groups)
+    return PackedConv(tiles.data, tiles.row_sums, (out_channels, group_in, height, width), groups, False)
+
+
+def pack_conv_planes(
+    planes: Sequence[Tensor], shape: tuple[int, int, int, int], groups: int = 1, *, stored_bits: int, bits: int
+) -> PackedConv:
+    """Bring a weight from its planes into the kernels' layout; see `bitswitch.runtime.tiles.pack_tiles`.
+
+    Args:
+        planes: uint8 tensors (out, row bytes).
+        shape: of the weight (out, in / groups, kernel height, kernel width).
+        groups: groups of channels.
+        stored_bits: the stored width h.
+        bits: the width l.
+    """
+    out_channels, group_in, height, width = shape
+    if group_in == 1 and groups == out_channels:
+        codes = unpack_codes(planes, stored_bits=stored_bits, bits=bits, columns=height * width)
+        return _pack_depthwise(codes.view(shape))
+    tiles = pack_tiles(
+        planes, stored_bits=stored_bits, bits=bits, channels=group_in, taps=height * width, groups=groups
+    )
+    return PackedConv(tiles.data, tiles.row_sums, shape, groups, False)
+
+
+def _pack_depthwise(codes: Tensor) -> PackedConv:
+    channels, _, height, width = codes.shape
+    native, codes = _native(), codes.contiguous()
+    data = torch.empty(native.depthwise_bytes(channels, height, width), dtype=torch.int8)
+    row_sums = torch.empty(channels, dtype=torch.int32)
+    native.pack_depthwise(codes.data_ptr(), channels, height, width, data.data_ptr(), row_sums.data_ptr())
+    return PackedConv(data, row_sums, (channels, 1, height, width), channels, True)
 
 
 def _window(window: Window, stride: int) -> list[int]:

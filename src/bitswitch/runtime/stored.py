@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bitswitch._planes import pack_plane, planes_needed
 from bitswitch.runtime.cache import DerivedCache
-from bitswitch.runtime.reference import weight_codes
+from bitswitch.runtime.tiles import unpack_codes
 
 # Kernels read rows in words of 64 bits.
 _ROW_BITS = 64
@@ -129,7 +129,8 @@ class StoredWeight:
 
     def codes(self, bits: int) -> Tensor:
         """Return the codes W̃_l of a width: int8, out-first, contiguous."""
-        return weight_codes(self.planes(bits), self.stored_bits, bits, self.num_columns).reshape(self.shape)
+        codes = unpack_codes(self.planes(bits), stored_bits=self.stored_bits, bits=bits, columns=self.num_columns)
+        return codes.view(self.shape)
 
     def kept_codes(self, bits: int) -> Tensor:
         """Return `codes`, from the cache if they are there."""
@@ -143,7 +144,7 @@ class StoredWeight:
             bits: the width l.
         """
         picked = [plane[index] for plane in self.planes(bits)]
-        return weight_codes(picked, self.stored_bits, bits, self.num_columns)
+        return unpack_codes(picked, stored_bits=self.stored_bits, bits=bits, columns=self.num_columns)
 
     def _by_rows(self, plane: Tensor) -> Tensor:
         if plane.dim() == 2 or self.num_columns % _ROW_BITS == 0:
