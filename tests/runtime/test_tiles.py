@@ -102,9 +102,9 @@ def test_many_rows_straight_from_planes(isa: str, rows: int, out: int, inner: in
     multiplier = torch.randn(out, -(-inner // group_size) if group_size else 1)
     for bits in (8, 3):
         for zero_point in (0, 128):
-            arguments: dict[str, Any] = {"stored_bits": 8, "bits": bits, "zero_point": zero_point, "group_size": group_size}
-            got = fast.linear_planes(planes, x, multiplier, **arguments)
-            expected = reference.linear_planes(planes, x, multiplier, **arguments)
+            options: dict[str, Any] = {"bits": bits, "zero_point": zero_point, "group_size": group_size}
+            got = fast.linear_planes(planes, x, multiplier, stored_bits=8, **options)
+            expected = reference.linear_planes(planes, x, multiplier, stored_bits=8, **options)
             assert torch.equal(got.view(torch.int32), expected.view(torch.int32))
 
 
