@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bitswitch.mixed.cost import Cost, CostTable, additive_latency, measure_costs
+from bitswitch.mixed.extract import extract
 from bitswitch.mixed.frontier import Measured, Measurements, pareto, random_subnets, refine, to_csv, to_rows
 from bitswitch.mixed.hasb import HASB, UniformSampling
 from bitswitch.mixed.hessian import hessian_trace
 from bitswitch.mixed.input_errors import input_errors
+from bitswitch.mixed.reestimate import reestimate_batch_norm, reestimated
 from bitswitch.mixed.search import InfeasibleError, SearchSpace, SubNet, search
 from bitswitch.mixed.sensitivity import Sensitivity, Trace
 
@@ -23,11 +25,14 @@ __all__ = [
     "Trace",
     "UniformSampling",
     "additive_latency",
+    "extract",
     "hessian_trace",
     "input_errors",
     "measure_costs",
     "pareto",
     "random_subnets",
+    "reestimate_batch_norm",
+    "reestimated",
     "refine",
     "search",
     "to_csv",
