@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+import bitswitch as bs
 from bitswitch.cli import main
+from bitswitch.models import Architecture
 
 TINY = [
     *("train", "digits", "--model.options", "width", "4", "--data.max-train", "64", "--data.max-eval", "40"),
@@ -80,6 +83,17 @@ def test_evaluate_per_layer(checkpoint: Path, capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert "down=8,default=4" in out
     assert "4.80" in out
+
+
+def test_average_bits_leave_pinned_layers_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    architecture = Architecture.of("digits-cnn", width=4)
+    images = torch.rand(4, 1, 8, 8)
+    model = bs.prepare(architecture.build(), bits=(4, 2), first_last=8, example_inputs=images)
+    bs.calibrate(model, [images])
+    bs.save(model, tmp_path / "pinned", architecture=architecture.to_json())
+    assert main(["evaluate", str(tmp_path / "pinned"), "--data", "digits", "--precision", "2"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "2 bits" in line]
+    assert row.split()[-1] == "2.00"
 
 
 @pytest.mark.parametrize(

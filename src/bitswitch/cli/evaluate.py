@@ -96,6 +96,7 @@ def _name(precision: Precision) -> str:
 
 
 def _average_bits(precision: Precision, info: CheckpointInfo) -> str:
-    """Return the plain mean over the layers, as the paper counts."""
-    widths = precision.resolve(info.config.table.available).values()
-    return f"{sum(widths) / len(widths):.2f}"
+    from bitswitch.mixed.cost import average_bits
+
+    available = info.config.table.available
+    return f"{average_bits(precision.resolve(available), available):.2f}"

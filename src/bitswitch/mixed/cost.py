@@ -112,8 +112,7 @@ class CostTable:
     @property
     def counted(self) -> list[LayerCost]:
         """The layers that average widths are taken over: those with a choice, or all if none has one."""
-        free = [layer for layer in self.layers.values() if len(layer.bits) > 1]
-        return free or list(self.layers.values())
+        return [self.layers[name] for name in with_choice(self.available)]
 
     @property
     def groups(self) -> list[list[LayerCost]]:
@@ -135,12 +134,35 @@ class CostTable:
         bitops = [layer.bitops(widths[layer.name]) for layer in self.layers.values()]
         timed = [layer.seconds[widths[layer.name]] for layer in self.layers.values() if layer.seconds is not None]
         return Cost(
-            average_bits=sum(widths[layer.name] for layer in counted) / len(counted),
+            average_bits=average_bits(widths, self.available),
             weighted_bits=sum(widths[layer.name] * layer.num_weights for layer in counted) / max(1, weights),
             weight_bytes=self.float_bytes + sum(v.weight_bytes(widths[n]) for n, v in self.layers.items()),
             bitops=None if None in bitops else sum(value or 0 for value in bitops),
             latency=sum(timed) if timed else None,
         )
+
+
+def with_choice(available: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the layers that average widths are taken over: those with a choice, or all if none has one.
+
+    Args:
+        available: for every quantized layer the widths that it was prepared for.
+    """
+    return [name for name, widths in available.items() if len(widths) > 1] or list(available)
+
+
+def average_bits(widths: Mapping[str, int], available: Mapping[str, tuple[int, ...]]) -> float:
+    """Return the plain mean width over the layers with a choice, the paper's budget; pinned layers do not count.
+
+    Args:
+        widths: of every quantized layer.
+        available: for every quantized layer the widths that it was prepared for.
+
+    >>> average_bits({"first": 8, "a": 4, "b": 2}, {"first": (8,), "a": (4, 2), "b": (4, 2)})
+    3.0
+    """
+    counted = with_choice(available)
+    return sum(widths[name] for name in counted) / len(counted)
 
 
 def measure_costs(
