@@ -6,13 +6,27 @@ import csv
 import io
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import bitswitch as bs
 from bitswitch.errors import ConfigError
-from bitswitch.mixed import Measured, Measurements, SearchSpace, measure_costs, pareto, random_subnets, refine, to_csv
+from bitswitch.mixed import (
+    InfeasibleError,
+    Measured,
+    Measurements,
+    SearchSpace,
+    explore,
+    measure_costs,
+    pareto,
+    random_subnets,
+    rank_correlations,
+    refine,
+    to_csv,
+    to_rows,
+)
 from bitswitch.mixed.objective import perturbation
 from bitswitch.precision import Precision
 from tests.networks import images
@@ -86,7 +100,7 @@ def test_pareto_frontier(space: SearchSpace) -> None:
         pareto(rows, "money")
     with pytest.raises(ConfigError, match="not measured"):
         pareto(rows, "bitops")
-    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    read = list(csv.DictReader(io.StringIO(to_csv(to_rows(rows)))))
     assert [float(row["score"]) for row in read] == [m.score for m in rows]
     assert Precision.parse(read[1]["precision"]) == rows[1].subnet.precision
 
@@ -94,6 +108,73 @@ def test_pareto_frontier(space: SearchSpace) -> None:
 def test_bad_scores(space: SearchSpace) -> None:
     with pytest.raises(ConfigError, match="a number for each of 1"):
         Measurements(lambda _: [float("nan")])(space.solve({"average_bits": 3}))
+
+
+def test_exploration(space: SearchSpace, tmp_path) -> None:
+    path = tmp_path / "scores.json"
+    budgets = [{"average_bits": 2.4}, {"average_bits": 3.2}]
+    told: list[str] = []
+    found = explore(space, Measurements(Judge(), path), budgets, num_random=8, progress=told.append)
+    assert [row.subnet.cost.average_bits for row in found.uniform] == [4, 3, 2]
+    assert len(told) == 2
+    for part, budget in zip(found.within, budgets, strict=True):
+        assert part.best.score >= part.optimum.score
+        assert part.best_random == max(part.random, key=lambda row: row.score)
+        assert all(space.within(row.subnet.cost, budget) for row in (part.optimum, part.best, *part.random))
+    frontier = found.frontier()
+    assert frontier == pareto(found.measured)
+    assert {row.subnet.precision for row in frontier} <= {row.subnet.precision for row in found.chosen}
+    assert found.costs == ["average_bits", "weighted_bits", "weight_bytes"]
+    assert found.origin(found.within[0].optimum.subnet.precision) == "programme"
+    assert found.origin(found.uniform[1].subnet.precision) == "uniform"
+    again = Judge()
+    assert explore(space, Measurements(again, path), budgets, num_random=8) == found
+    assert not again.calls
+    # Without chance and refinement there are the uniform precisions and the optima.
+    plain = explore(space, Measurements(Judge()), budgets, num_random=0, rounds=0)
+    assert len(plain.measured) == 5
+    assert plain.within[0].best_random is None
+    with pytest.raises(InfeasibleError, match="smallest feasible"):
+        explore(space, Measurements(again), [*budgets, {"average_bits": 1.5}])
+    assert not again.calls
+
+
+def test_measurements_are_kept_as_they_come(space: SearchSpace, tmp_path) -> None:
+    subnets = random_subnets(space, {"average_bits": 3.0}, 7)
+
+    def stopped(precisions: Sequence[Precision]) -> list[float]:
+        if len(judge.calls) >= 4:
+            raise KeyboardInterrupt
+        return judge(precisions)
+
+    judge = Judge()
+    with pytest.raises(KeyboardInterrupt):
+        Measurements(stopped, tmp_path / "scores.json", at_once=2)(subnets)
+    rest = Judge()
+    measurements = Measurements(rest, tmp_path / "scores.json")
+    measurements(subnets)
+    assert len(rest.calls) == 3
+    assert not set(rest.calls) & set(judge.calls)
+    assert [row.subnet for row in measurements.asked] == subnets
+
+
+def test_rank_correlation(space: SearchSpace) -> None:
+    # The proxy that is right, its opposite, and one that knows nothing.
+    right = {name: {bits: WORTH[name] * 4.0**-bits for bits in (4, 3, 2)} for name in NAMES}
+    wrong = {name: {bits: -value for bits, value in row.items()} for name, row in right.items()}
+    subnets = [s for average in (2.6, 3.0, 3.4) for s in random_subnets(space, {"average_bits": average}, 20)]
+    found = rank_correlations(Measurements(Judge())(subnets), {"right": right, "wrong": wrong})
+    assert found["right"].rho == pytest.approx(1)
+    assert found["right"].within == pytest.approx(1)
+    assert found["wrong"].rho == pytest.approx(-1)
+    bits = found["average bits"]
+    assert bits.within is None
+    assert -0.2 < bits.low < bits.rho < bits.high < 1
+    assert bits.count == 60
+    # The standard error of artanh ρ at n = 60, by hand.
+    assert np.arctanh(bits.high) - np.arctanh(bits.rho) == pytest.approx(1.96 * ((1 + bits.rho**2 / 2) / 57) ** 0.5)
+    with pytest.raises(ConfigError, match="at least 4"):
+        rank_correlations([], {})
 
 
 def test_with_the_evaluation_of_the_library() -> None:

@@ -1,0 +1,130 @@
+"""Local search by measurement from the solutions of the integer programme, and random SubNets to compare it with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from bitswitch.mixed.measurements import Measured, Measurements
+from bitswitch.mixed.search import SearchSpace, SubNet
+from bitswitch.precision import Precision
+
+
+def refine(
+    space: SearchSpace,
+    measurements: Measurements,
+    budgets: Mapping[str, float],
+    *,
+    num_seeds: int = 4,
+    rounds: int = 6,
+    neighbours: int = 12,
+    seed: int = 0,
+) -> Measured:
+    """Improve on the integer programme by measurement: local search from its best solutions.
+
+    The programme minimises a proxy; what counts is the score. Starting from its `num_seeds` best SubNets, each round
+    measures random neighbours of the best one so far (one layer a step up or down, or one up and another one down, as
+    long as the budgets hold) and moves to the best of them; it ends early when a round does not help. The programme's
+    own optimum is among what is measured, so the result is never worse on the data of the measurements. Choose other
+    data for the final accuracy.
+
+    Args:
+        space: what may be chosen.
+        measurements: of SubNets, on held-out calibration data.
+        budgets: as for `SearchSpace.solve`.
+        num_seeds: how many of the programme's best solutions to start from.
+        rounds: at most.
+        neighbours: measured in a round.
+        seed: of the neighbours drawn.
+
+    Raises:
+        InfeasibleError: nothing is within the budgets.
+    """
+    measured = measurements(space.solve(budgets, num_seeds))
+    best = max(measured, key=_rank)
+    generator = random.Random(seed)
+    for _ in range(rounds):
+        around = _neighbours(space, best.subnet, budgets, neighbours, generator)
+        if not around:
+            break
+        candidate = max(measurements(around), key=_rank)
+        if _rank(candidate) <= _rank(best):
+            break
+        best = candidate
+    return best
+
+
+def _rank(measured: Measured) -> tuple[float, float]:
+    # Of equal scores the one that the proxy prefers.
+    return measured.score, -measured.subnet.sensitivity
+
+
+def _neighbours(
+    space: SearchSpace, subnet: SubNet, budgets: Mapping[str, float], count: int, generator: random.Random
+) -> list[SubNet]:
+    """Return random SubNets one or two steps away that are within the budgets."""
+    widths = dict(subnet.precision.layers)
+    free = [(names, options) for names, options in space.choices if len(options) > 1]
+    found: dict[Precision, SubNet] = {}
+    for _ in range(20 * count if free else 0):
+        changed = dict(widths)
+        for direction in generator.choice(((1,), (-1, 1), (-1, 1), (-1, -1, 1))):
+            names, options = generator.choice(free)
+            position = options.index(changed[names[0]]) - direction
+            if 0 <= position < len(options):
+                changed.update(dict.fromkeys(names, options[position]))
+        precision = Precision.of(changed)
+        if precision != subnet.precision and precision not in found:
+            candidate = space.evaluate(precision)
+            if space.within(candidate.cost, budgets):
+                found[precision] = candidate
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def random_subnets(
+    space: SearchSpace, budgets: Mapping[str, float], count: int, *, seed: int = 0, attempts: int = 20_000
+) -> list[SubNet]:
+    """Return distinct random SubNets that use a budget up: widths are drawn, then raised or lowered at random until no
+    single step up is left within the budgets. They are what a frontier is compared with.
+
+    Args:
+        space: what may be chosen.
+        budgets: as for `SearchSpace.solve`.
+        count: how many; fewer are returned if they are hard to find.
+        seed: of the draws.
+        attempts: draws at most.
+    """  # noqa: D205
+    generator = random.Random(seed)
+    found: dict[Precision, SubNet] = {}
+    for _ in range(attempts):
+        widths = {
+            name: bits for names, options in space.choices for bits in [generator.choice(options)] for name in names
+        }
+        subnet = _fill(space, widths, budgets, generator)
+        if subnet is not None:
+            found.setdefault(subnet.precision, subnet)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def _fill(
+    space: SearchSpace, widths: dict[str, int], budgets: Mapping[str, float], generator: random.Random
+) -> SubNet | None:
+    order = list(space.choices)
+    while not space.within(space.costs.of(widths), budgets):
+        lower = [(n, o) for n, o in order if widths[n[0]] != o[-1]]
+        if not lower:
+            return None
+        names, options = generator.choice(lower)
+        widths.update(dict.fromkeys(names, options[options.index(widths[names[0]]) + 1]))
+    generator.shuffle(order)
+    for names, options in order:
+        for bits in options:
+            raised = {**widths, **dict.fromkeys(names, bits)}
+            if bits > widths[names[0]] and space.within(space.costs.of(raised), budgets):
+                widths = raised
+                break
+    return space.evaluate(Precision.of(widths))
