@@ -11,29 +11,12 @@ import torch
 import bitswitch as bs
 from bitswitch.cli import main
 from bitswitch.models import Architecture
-
-TINY = [
-    *("train", "digits", "--model.options", "width", "4", "--data.max-train", "64", "--data.max-eval", "40"),
-    *("--start.epochs", "1", "--start.batch-size", "32", "--prepare.bits", "8", "4", "2"),
-    *("--prepare.calibration-batches", "1", "--joint.epochs", "1", "--joint.batch-size", "32"),
-]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli")
-    assert main([*TINY, "--runs", str(folder), "--name", "a"]) == 0
-    return folder
+from tests.cli.conftest import TINY
 
 
 def accuracies(out: str) -> list[list[str]]:
     lines = [line.split()[:3] for line in out.splitlines()]
     return [words for words in lines if words[1:2] == ["bits"]]
-
-
-@pytest.fixture
-def checkpoint(runs: Path) -> Path:
-    return runs / "digits-a" / "checkpoint"
 
 
 def test_finished_runs_print_their_results(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

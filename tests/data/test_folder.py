@@ -80,6 +80,14 @@ def test_default_size_before_the_centre_crop(folder: Path) -> None:
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_split(folder: Path) -> None:
+    whole = _loader(folder, train=False)
+    rest, part = whole.split(3 / 7)
+    assert rest.labels.bincount().tolist() == [4, 4]
+    assert torch.cat([labels for _, labels in part]).bincount().tolist() == [3, 3]
+    assert sum(len(labels) for _, labels in whole) == 14
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_corrupt_image_is_named(folder: Path, num_workers: int) -> None:
     (folder / "dog" / "03.png").write_bytes(b"not an image")

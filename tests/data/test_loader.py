@@ -77,6 +77,21 @@ def test_evaluation_is_plain_complete_and_sharded_without_duplicates() -> None:
     assert all(len(labels) for batches in ranks for _, labels in batches)
 
 
+def test_split_is_complete_stratified_and_leaves_the_loader_alone() -> None:
+    whole = _loader(train=False, batch_size=7)
+    rest, part = whole.split(0.3, seed=1)
+    assert (whole.num_samples, rest.num_samples, part.num_samples) == (30, 21, 9)
+    labels = [torch.cat([labels for _, labels in loader]) for loader in (whole, rest, part)]
+    assert [labels[2].bincount().tolist(), len(labels[0])] == [[3, 3, 3], 30]
+    images = [torch.cat([images for images, _ in loader]) for loader in (whole, rest, part)]
+    rows = {tuple(image.flatten().tolist()) for image in torch.cat(images[1:])}
+    assert rows == {tuple(image.flatten().tolist()) for image in images[0]}
+    assert _same(list(whole.split(0.3, seed=1)[1]), list(part))
+    assert not _same(list(whole.split(0.3, seed=2)[1]), list(part))
+    with pytest.raises(ConfigError, match="fraction"):
+        whole.split(1.0)
+
+
 def test_channels_last_changes_the_layout_only() -> None:
     for (x, _), (u, _) in zip(_loader(channels_last=True).epoch(0), _loader().epoch(0), strict=True):
         assert x.is_contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ import pytest
 
 from bitswitch.recipes import Recipe
 from bitswitch.recipes.convert import to_json
-from bitswitch.recipes.job import CHECKPOINT_FOLDER
+from bitswitch.recipes.stored import CHECKPOINT_FOLDER
 
 WORKER = Path(__file__).with_name("_kill_worker.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")

@@ -13,7 +13,7 @@ from bitswitch._files.reading import MappedFile, map_file, read_document
 from bitswitch._files.records import FileRecord, open_tensors
 from bitswitch._files.state import read_state, write_state
 from bitswitch._files.tensors import TensorSpec, parse_header
-from bitswitch._files.writing import locked, remove_unreferenced, write_document, write_tensors
+from bitswitch._files.writing import locked, remove_unreferenced, write_document, write_file, write_tensors
 
 __all__ = [
     "FileRecord",
@@ -30,6 +30,7 @@ __all__ = [
     "seal",
     "unseal",
     "write_document",
+    "write_file",
     "write_state",
     "write_tensors",
 ]

@@ -79,6 +79,12 @@ def write_document(folder: Path, name: str, members: Mapping[str, Any]) -> None:
     _write_atomically(folder, lambda file: file.write(sealed), lambda: name)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all; folders above it are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path.parent, lambda file: file.write(content), lambda: path.name)
+
+
 def remove_unreferenced(folder: Path, stems: str, keep: Collection[str]) -> None:
     """Remove data files of ours that no document needs any more, and what a killed writer left behind.
 

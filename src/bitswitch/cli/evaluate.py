@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import tyro
 
 from bitswitch.errors import ConfigError
 from bitswitch.precision import Precision
-from bitswitch.recipes.config import DataConfig, RunConfig
+from bitswitch.recipes.config import RunConfig
 
 if TYPE_CHECKING:
     from bitswitch.checkpoint import CheckpointInfo
@@ -58,11 +57,12 @@ def _evaluate(options: EvaluateOptions, asked: list[Precision]) -> None:
     from bitswitch.checkpoint import read_info
     from bitswitch.cli.tables import print_table
     from bitswitch.recipes.loaders import RecipeData
-    from bitswitch.recipes.stored import open_checkpoint
+    from bitswitch.recipes.stored import open_checkpoint, stored_recipe
+    from bitswitch.recipes.trained import images_of
     from bitswitch.training import distributed, evaluate
 
     info = read_info(options.checkpoint)
-    data = _data(options)
+    data = images_of(stored_recipe(options.checkpoint), options.checkpoint, options.data, options.data_folder)
     precisions = asked or [Precision.of(bits) for bits in info.bits_available]
     if not precisions:
         raise ConfigError(f"{options.checkpoint}: no width can be opened; missing are {', '.join(info.missing)}")
@@ -77,18 +77,6 @@ def _evaluate(options: EvaluateOptions, asked: list[Precision]) -> None:
         rows = [(_name(p), f"{100 * values[p]:.2f}", _average_bits(p, info)) for p in precisions]
         print_table(("precision", f"{options.metric} %", "average bits"), rows)
         print(f"{loader.num_samples:,} images")
-
-
-def _data(options: EvaluateOptions) -> DataConfig:
-    from bitswitch.recipes.stored import stored_recipe
-
-    recipe = stored_recipe(options.checkpoint)
-    if options.data is None and recipe is None:
-        raise ConfigError(f"{options.checkpoint} does not say which images it was trained on; give --data")
-    data = DataConfig(options.data or "digits") if recipe is None else recipe.data
-    if options.data is not None and options.data != data.kind:
-        data = DataConfig(options.data)
-    return data if options.data_folder is None else dataclasses.replace(data, folder=options.data_folder)
 
 
 def _name(precision: Precision) -> str:

@@ -18,6 +18,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("bitswitch.cli.train", "Run a recipe: float network, joint training, checkpoint, report."),
     "evaluate": ("bitswitch.cli.evaluate", "Measure the accuracy of a checkpoint at any precision."),
     "inspect": ("bitswitch.cli.inspect", "Show what a checkpoint holds: layers, sizes, files, codes."),
+    "sensitivity": ("bitswitch.cli.sensitivity", "Estimate how sensitive each layer is."),
+    "search": ("bitswitch.cli.search", "Choose a width for every layer within budgets."),
+    "frontier": ("bitswitch.cli.frontier", "Measure SubNets of every size: accuracy against bits, bytes, BitOPs."),
     "bench": ("bitswitch.cli.bench", "Measure latency, memory and switching on this machine, at each width."),
 }
 TRACEBACK_FLAG = "--traceback"
@@ -83,7 +86,7 @@ def _usage() -> str:
         "Train a network once at several bit-widths, store it once as integers, run it at any of them.",
         "",
         "commands:",
-        *(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()),
+        *(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items()),
         "",
         "options:",
         "  -h, --help   show this, or the options of a command",

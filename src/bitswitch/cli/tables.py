@@ -31,3 +31,15 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequ
         console.width = _UNLIMITED
         console.width = max(console.measure(table).maximum, 1)
     console.print(table)
+
+
+def format_count(value: float) -> str:
+    """Return a large number with three digits and a prefix.
+
+    >>> format_count(40_560_000)
+    '40.6 M'
+    """
+    for prefix, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * unit:
+            return f"{value / unit:.3g} {prefix}"
+    return f"{value:.3g}"

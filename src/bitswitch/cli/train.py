@@ -140,7 +140,7 @@ def _observer(folder: Path, stack: ExitStack) -> Observer:
 
 def _print_results(results: Results, folder: Path) -> None:
     from bitswitch.cli.tables import print_table
-    from bitswitch.recipes.job import CHECKPOINT_FOLDER
+    from bitswitch.recipes.stored import CHECKPOINT_FOLDER
     from bitswitch.report import REPORT_NAME
     from bitswitch.report.tables import ACCURACY_HEADER, accuracy_rows
 

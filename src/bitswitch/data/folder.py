@@ -74,6 +74,15 @@ class FolderLoader(Loader):
         self.num_workers = min(8, _num_processors()) if num_workers is None else num_workers
         self._dataset = _FolderDataset(samples, v2.Compose([*crops, v2.PILToTensor()]), seed)
 
+    @property
+    def labels(self) -> Tensor:
+        """The classes of all samples: int64 (N,)."""
+        return torch.tensor([label for _, label in self._dataset.samples])
+
+    def _keep(self, indices: Tensor) -> None:
+        samples, own = self._dataset.samples, self._dataset
+        self._dataset = _FolderDataset([samples[i] for i in indices.tolist()], own.transform, own.seed)
+
     def _raw_batches(self, epoch: int, parts: list[Tensor]) -> Iterator[Batch]:
         loader = DataLoader(
             self._dataset,

@@ -93,12 +93,30 @@ class ImageSet:
         Raises:
             ConfigError: `fraction` is not between 0 and 1.
         """
-        if not 0 < fraction < 1:
-            raise ConfigError(f"the fraction to split off must lie between 0 and 1; got {fraction}")
-        generator = seeded_generator(seed)
-        chosen = torch.zeros(len(self), dtype=torch.bool)
-        for label in range(len(self.classes)):
-            members = (self.labels == label).nonzero()[:, 0]
-            order = torch.randperm(len(members), generator=generator)
-            chosen[members[order[: round(len(members) * fraction)]]] = True
+        chosen = stratified(self.labels, fraction, seed)
         return self.subset(~chosen), self.subset(chosen)
+
+
+def stratified(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
+    """Choose a share of the samples of every class, at random and rounded to whole samples.
+
+    Args:
+        labels: int64 (N,).
+        fraction: share of every class that is chosen.
+        seed: the same seed chooses the same samples.
+
+    Returns:
+        bool (N,).
+
+    Raises:
+        ConfigError: `fraction` is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"the fraction to split off must lie between 0 and 1; got {fraction}")
+    generator = seeded_generator(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(members), generator=generator)
+        chosen[members[order[: round(len(members) * fraction)]]] = True
+    return chosen

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from bitswitch.data.augment import CropFlip
-from bitswitch.data.images import ImageSet, Normalization
+from bitswitch.data.images import ImageSet, Normalization, stratified
 from bitswitch.data.order import BatchOrder, seeded_generator
 from bitswitch.errors import ConfigError
 
 Batch = tuple[Tensor, Tensor]
+Own = TypeVar("Own", bound="Loader")
 
 
 class Loader(ABC):
@@ -78,6 +82,37 @@ class Loader(ABC):
         parts = [part for part in self.order.batches(epoch, start_step) if len(part)]
         return (self._finish(images, labels) for images, labels in self._raw_batches(epoch, parts))
 
+    def split(self: Own, fraction: float, seed: int = 0) -> tuple[Own, Own]:
+        """Split off a part in which the classes are as frequent as in the whole.
+
+        Args:
+            fraction: share of every class that goes to the second loader, rounded to whole samples.
+            seed: chooses the samples; the same seed gives the same split.
+
+        Returns:
+            (the rest, the part split off), which give their samples in the order of this loader.
+
+        Raises:
+            ConfigError: `fraction` is not between 0 and 1, or one of the parts would be empty.
+        """
+        chosen = stratified(self.labels, fraction, seed)
+        return self._part(~chosen), self._part(chosen)
+
+    def _part(self: Own, chosen: Tensor) -> Own:
+        part = copy.copy(self)
+        part.order = dataclasses.replace(self.order, num_samples=int(chosen.sum()))
+        part._keep(chosen.nonzero()[:, 0])
+        return part
+
+    @property
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """The classes of all samples: int64 (N,)."""
+
+    @abstractmethod
+    def _keep(self, indices: Tensor) -> None:
+        """Keep only the samples at these indices, in this object and not in those it was copied from."""
+
     @abstractmethod
     def _raw_batches(self, epoch: int, parts: list[Tensor]) -> Iterator[Batch]:
         """Yield augmented uint8 images and labels for each tensor of sample indices."""
@@ -131,6 +166,14 @@ class MemoryLoader(Loader):
             )
         self.data = data
         self.augmentation = augmentation if train else None
+
+    @property
+    def labels(self) -> Tensor:
+        """The classes of all samples: int64 (N,)."""
+        return self.data.labels
+
+    def _keep(self, indices: Tensor) -> None:
+        self.data = self.data.subset(indices)
 
     def _raw_batches(self, epoch: int, parts: list[Tensor]) -> Iterator[Batch]:
         parameters = None

@@ -178,8 +178,8 @@ def pareto(measured: Iterable[Measured], cost: str = "average_bits") -> list[Mea
 def accuracy_error(accuracy: float, count: int) -> float:
     """Return the standard error of a share of right answers among `count` samples.
 
-    >>> accuracy_error(0.9, 900)
-    0.01
+    >>> accuracy_error(0.5, 100)
+    0.05
     """
     return math.sqrt(accuracy * (1 - accuracy) / count)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from bitswitch._files import parse_json
+from bitswitch._files import parse_json, write_file
 from bitswitch._files.documents import canonical_json
 from bitswitch.errors import BitswitchError, ConfigError
 from bitswitch.mixed.search import SubNet
@@ -106,12 +106,9 @@ class Measurements:
     def _write(self) -> None:
         if self._path is None or not _is_first():
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         # A text a precision: files have bounds on their number of values when they are read.
         rows = {str(precision): score for precision, score in self._scores.items()}
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(canonical_json({"context": self._context, "scores": rows}) + b"\n")
-        os.replace(temporary, self._path)
+        write_file(self._path, canonical_json({"context": self._context, "scores": rows}) + b"\n")
 
 
 def _is_first() -> bool:

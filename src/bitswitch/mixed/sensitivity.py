@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from bitswitch._files import parse_json
+from bitswitch._files import parse_json, write_file
 from bitswitch._files.documents import canonical_json
 from bitswitch._plan import weighted_nodes
 from bitswitch.errors import BitswitchWarning, ConfigError
@@ -147,11 +147,7 @@ class Sensitivity(Mapping[str, float]):
         Raises:
             ArgumentError: an estimate is not finite, so there is nothing worth keeping.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(canonical_json(self.to_json()) + b"\n")
-        os.replace(temporary, target)
+        write_file(Path(path), canonical_json(self.to_json()) + b"\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> Sensitivity:

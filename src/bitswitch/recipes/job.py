@@ -18,13 +18,13 @@ from bitswitch._prepare import prepare
 from bitswitch.checkpoint import load, read_info, save
 from bitswitch.data.order import derive_seed
 from bitswitch.layers.table import state_of
-from bitswitch.models import Architecture, build_model
+from bitswitch.models import build_model
 from bitswitch.recipes.config import Recipe
 from bitswitch.recipes.convert import from_json, to_json
 from bitswitch.recipes.loaders import RecipeData
 from bitswitch.recipes.phases import FloatPhase, JointPhase, autocast_type
 from bitswitch.recipes.start import FLOAT_STATE, earlier_float_state, load_trained
-from bitswitch.recipes.stored import RECIPE_NAME
+from bitswitch.recipes.stored import CHECKPOINT_FOLDER, RECIPE_NAME, architecture_of
 from bitswitch.recipes.supernet import make_sampler
 from bitswitch.report import write_report
 from bitswitch.training import distributed, evaluate
@@ -32,8 +32,6 @@ from bitswitch.training.run import RunFolder, write_json
 from bitswitch.training.run_loop import Cadence, Observer, run_phase
 from bitswitch.training.run_metrics import FLOAT_BITS, read_metrics
 from bitswitch.training.run_state import load_model_state, model_state
-
-CHECKPOINT_FOLDER = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -204,11 +202,7 @@ class _Job:
 
     def _finish(self, network: nn.Module) -> Results:
         """Store the network and evaluate what was stored."""
-        model = self.recipe.model
-        options = (
-            dict(model.options) if model.num_classes is None else {**model.options, "num_classes": model.num_classes}
-        )
-        architecture = Architecture.of(model.name, **options)
+        architecture = architecture_of(self.recipe.model)
         folder = self.folder.path / CHECKPOINT_FOLDER
         if distributed.is_main():
             save(network, folder, precision=state_of(network).bits[0], architecture=architecture.to_json())

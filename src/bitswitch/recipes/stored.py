@@ -11,11 +11,18 @@ from bitswitch.checkpoint import CheckpointInfo, load
 from bitswitch.errors import ConfigError
 from bitswitch.models import Architecture
 from bitswitch.precision import Precision
-from bitswitch.recipes.config import Recipe
+from bitswitch.recipes.config import ModelConfig, Recipe
 from bitswitch.recipes.convert import from_json
 from bitswitch.training.run import read_json
 
 RECIPE_NAME = "recipe.json"
+CHECKPOINT_FOLDER = "checkpoint"
+
+
+def architecture_of(model: ModelConfig) -> Architecture:
+    """Return the description of a recipe's network that a checkpoint stores."""
+    options = dict(model.options) if model.num_classes is None else {**model.options, "num_classes": model.num_classes}
+    return Architecture.of(model.name, **options)
 
 
 def open_checkpoint(info: CheckpointInfo, precision: int | Precision | None = None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from bitswitch._files import write_file
 from bitswitch.training.run_metrics import FLOAT_BITS, MetricsRow
 
 DPI = 144
@@ -92,17 +94,31 @@ def plot_all(data: PlotData, folder: Path) -> dict[str, Path]:
         "Learning curves": ("learning_curves.png", (10.5, 4.0), _curves),
         "Gradients of the weight scales": ("scale_gradients.png", (10.5, 4.0), _gradients),
     }
-    folder.mkdir(exist_ok=True)
     written: dict[str, Path] = {}
-    with matplotlib.rc_context(_STYLE):
-        for title, (name, size, draw) in plots.items():
-            figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-            FigureCanvasAgg(figure)
-            if draw(figure, data):
-                # The version of matplotlib would otherwise be part of the file.
-                figure.savefig(folder / name, metadata={"Software": None})
-                written[title] = folder / name
+    for title, (name, size, function) in plots.items():
+        if draw(folder / name, size, lambda figure, function=function: function(figure, data)):
+            written[title] = folder / name
     return written
+
+
+def draw(path: Path, size: tuple[float, float], function: Callable[[Figure], bool]) -> bool:
+    """Draw a figure in the style of all plots and write it as PNG, unless the function says that it is empty.
+
+    Args:
+        path: of the file, which appears complete or not at all.
+        size: width and height in inches.
+        function: draws; returns whether there is anything to show.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        if not function(figure):
+            return False
+        image = io.BytesIO()
+        # The version of matplotlib would otherwise be part of the file.
+        figure.savefig(image, format="png", metadata={"Software": None})
+    write_file(path, image.getvalue())
+    return True
 
 
 def label(bits: int) -> str:

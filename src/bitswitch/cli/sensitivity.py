@@ -1,0 +1,109 @@
+"""`bitswitch sensitivity`: how sensitive each layer is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from bitswitch.cli.mixed_options import SENSITIVITY_NAME, TrainedOptions
+from bitswitch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bitswitch.mixed import Sensitivity
+
+_ABOUT = (
+    "Estimate the trace of the loss's curvature over the weights of every layer, on training images: of the float "
+    "network of a run, or of the weights of a checkpoint at its highest width."
+)
+PLOT_NAME = "sensitivity.png"
+
+
+@dataclass(frozen=True)
+class SensitivityOptions(TrainedOptions):
+    """What to estimate, and how well."""
+
+    method: Literal["gauss-newton", "hessian"] = "gauss-newton"
+    """Which matrix: that of Gauss and Newton orders layers alike from run to run, for much less work."""
+    images: int = 1024
+    """Training images."""
+    batch_size: int = 32
+    """Images a random probe; small batches give more probes for the same work."""
+    relative_error: float = 0.1
+    """Stop when the standard error of every layer is below this share of its trace."""
+    max_probes: int = 64
+    """Stop after so many probes of each batch in any case."""
+    inputs: bool = False
+    """Also estimate the traces with respect to the layers' inputs."""
+    seed: int = 0
+    """Of the probes."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command with the words after its name."""
+    options = tyro.cli(SensitivityOptions, prog="bitswitch sensitivity", description=_ABOUT, args=arguments)
+    for name in ("images", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}")
+    from bitswitch.training import distributed
+
+    try:
+        _estimate(options)
+    finally:
+        distributed.shutdown()
+
+
+def _estimate(options: SensitivityOptions) -> None:
+    from bitswitch.mixed import hessian_trace
+    from bitswitch.recipes.trained import FirstBatches, Trained, images_of, open_images
+    from bitswitch.report.mixed_plots import plot_sensitivity
+    from bitswitch.training import CrossEntropy, distributed
+
+    trained = Trained.open(options.trained)
+    images = images_of(trained.recipe, options.trained, options.data, options.data_folder)
+    device = distributed.init("gloo" if options.device == "cpu" else None)
+    network = trained.float_network().to(device)
+    processes = distributed.world_size()
+    loader = open_images(trained, images, options.batch_size, device).calibration(
+        options.batch_size * processes, shared=True
+    )
+    sensitivity = hessian_trace(
+        network,
+        CrossEntropy(),
+        FirstBatches(loader, -(-options.images // (options.batch_size * processes))),
+        method=options.method,
+        relative_error=options.relative_error,
+        max_probes=options.max_probes,
+        inputs=options.inputs,
+        seed=options.seed,
+    )
+    if distributed.is_main():
+        sensitivity.save(options.results / SENSITIVITY_NAME)
+        plot_sensitivity(sensitivity, options.results / PLOT_NAME)
+        _print(sensitivity, options)
+
+
+def _print(sensitivity: Sensitivity, options: SensitivityOptions) -> None:
+    from bitswitch.cli.tables import print_table
+
+    rows = [
+        (
+            name,
+            f"{trace.size:,}",
+            f"{trace.value:.4g}",
+            f"{trace.error:.2g}",
+            f"{trace.value / trace.size:.3g}",
+            "counts as zero" if trace.is_zero else "",
+        )
+        for name, trace in sensitivity.layers.items()
+    ]
+    print_table(("layer", "weights", "trace", "standard error", "per weight", ""), rows, left=(0, 5))
+    print(f"{sensitivity.method}, {sensitivity.num_examples:,} images, {sensitivity.num_probes} probes of each batch")
+    if sensitivity.largest_relative_error > options.relative_error:
+        print(
+            f"the largest relative standard error is {sensitivity.largest_relative_error:.2f}; --max-probes was reached"
+        )
+    print(f"traces: {options.results / SENSITIVITY_NAME}")
+    print(f"plot:   {options.results / PLOT_NAME}")

@@ -1,0 +1,181 @@
+"""The commands for mixed precision on a tiny run: sensitivity, search, frontier."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bitswitch.training
+from bitswitch.cli import main
+from bitswitch.cli.mixed_options import silent_solver
+from bitswitch.mixed import Sensitivity
+from bitswitch.precision import Precision
+
+LAYERS = ("block.conv1", "block.conv2", "down", "depthwise", "pointwise")
+# A few measurements, so that it is quick.
+FEW = ("--average-bits", "3", "5", "--random", "4", "--rounds", "1", "--neighbours", "2", "--seeds", "2")
+
+
+@pytest.fixture(scope="module")
+def run(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the run with a sensitivity."""
+    folder = tmp_path_factory.mktemp("mixed") / "digits-a"
+    shutil.copytree(runs / "digits-a", folder)
+    assert main(["sensitivity", str(folder), "--images", "32", "--batch-size", "16", "--max-probes", "4"]) == 0
+    return folder
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_sensitivity_of_a_run_and_of_a_checkpoint(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--images", "40", "--batch-size", "16", "--method", "hessian", "--inputs", "--max-probes", "2"]
+    assert main(["sensitivity", str(run / "checkpoint"), *words, "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "hessian, 48 images, 2 probes of each batch" in out
+    of_checkpoint, of_run = (Sensitivity.load(folder / "sensitivity.json") for folder in (tmp_path, run / "mixed"))
+    assert of_checkpoint.fingerprint == of_run.fingerprint
+    assert set(LAYERS) < set(of_run) == set(of_checkpoint)
+    assert of_checkpoint.inputs
+    assert (tmp_path / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_search(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--average-bits", "3", "5", "--solutions", "3", "--output", str(tmp_path)]
+    words += ["--sensitivity", str(run / "mixed" / "sensitivity.json"), "--layer-bits", "down=8", "block.*=8,4"]
+    assert main(["search", str(run), *words]) == 1
+    assert "the smallest feasible average width is 4 bits, not 3" in capsys.readouterr().err
+    words[1:3] = ["4.4", "5"]
+    assert main(["search", str(run), *words]) == 0
+    out = capsys.readouterr().out
+    found = read(tmp_path / "search.json")["subnets"]
+    assert [(row["budgets"]["average_bits"], row["rank"]) for row in found] == [
+        (b, r) for b in (4.4, 5) for r in (1, 2, 3)
+    ]
+    for row in found:
+        widths = dict(Precision.parse(row["precision"]).layers)
+        assert widths["down"] == 8
+        assert {widths["block.conv1"], widths["block.conv2"]} <= {8, 4}
+        assert row["average_bits"] <= row["budgets"]["average_bits"]
+        assert "".join(str(widths[name]) for name in LAYERS) in out
+        assert row["bitops"] > 0
+    objectives = [row["objective"] for row in found]
+    assert objectives[:3] == sorted(objectives[:3])
+    with open(tmp_path / "search.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["precision"] for row in rows] == [row["precision"] for row in found]
+    assert [float(row["budget_average_bits"]) for row in rows] == [4.4] * 3 + [5] * 3
+    assert {path.name for path in tmp_path.iterdir()} == {"search.json", "search.csv", "search.png"}
+
+
+def test_search_with_several_budgets_and_a_latency_table(run: Path, tmp_path: Path) -> None:
+    table = tmp_path / "latency.json"
+    table.write_text(json.dumps({name: {"8": 3e-3, "4": 2e-3, "2": 1e-3} for name in LAYERS}))
+    words = ["--latency", "0.009", "--latency-table", str(table), "--bytes", "3500", "--objective", "weighted-bits"]
+    assert main(["search", str(run), *words, "--output", str(tmp_path)]) == 0
+    (found,) = read(tmp_path / "search.json")["subnets"]
+    assert found["latency"] <= 0.009 + 1e-9
+    assert found["weight_bytes"] <= 3500
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search"], "give at least one budget"),
+        (["search", "--average-bits", "2", "3", "--bytes", "1", "2", "3"], "must be equally long"),
+        (["search", "--bytes", "10"], "the smallest feasible size is"),
+        (["search", "--average-bits", "nan"], "must be a positive number"),
+        (["search", "--average-bits", "4", "--layer-bits", "dwn=8"], "'dwn' matches no quantized layer"),
+        (["search", "--average-bits", "4", "--layer-bits", "down"], "cannot read 'down'"),
+        (["search", "--average-bits", "4", "--solutions", "0"], "--solutions must be at least 1"),
+        (["search", "--latency", "1"], "needs a latency_table"),
+        (["search", "--latency", "1", "--latency-table", "none.json"], "no latency table none.json"),
+        (["search", "--average-bits", "4", "--sensitivity", "none.json"], "cannot be read"),
+        (["frontier", "--average-bits", "1"], "the smallest feasible average width is 2 bits"),
+        (["frontier", "--seeds", "0"], "--seeds must be at least 1"),
+        (["frontier", "--search-share", "1"], "fraction to split off"),
+        (["sensitivity", "--images", "0"], "--images must be at least 1"),
+    ],
+)
+def test_refusals(run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([words[0], str(run), *words[1:]]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs / "digits-a"
+    assert main(["search", str(run), "--average-bits", "4"]) == 1
+    assert f"run: bitswitch sensitivity {run}" in capsys.readouterr().err
+    assert main(["search", str(tmp_path / "none"), "--average-bits", "4"]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "unfinished", ignore=shutil.ignore_patterns("checkpoint"))
+    assert main(["search", str(tmp_path / "unfinished"), "--average-bits", "4"]) == 1
+    assert "is not finished" in capsys.readouterr().err
+
+
+def test_frontier(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "frontier",
+        str(run),
+        *FEW,
+        "--output",
+        str(tmp_path),
+        "--sensitivity",
+        str(run / "mixed/sensitivity.json"),
+    ]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in err.splitlines()] == ["1 of 2", "2 of 2"]
+    found = read(tmp_path / "frontier.json")
+    subnets = {row["precision"]: row for row in found["subnets"]}
+    assert len(subnets) == len(found["subnets"])
+    assert len(found["uniform"]) == 3
+    assert (found["search_images"]["number"], found["unseen_images"]["number"]) == (20, 20)
+    for part in found["within"]:
+        programme, refined = subnets[part["programme"]], subnets[part["refined"]]
+        assert refined["search_accuracy"] >= programme["search_accuracy"]
+        assert refined["average_bits"] <= part["budgets"]["average_bits"]
+        assert 0 <= refined["unseen_accuracy"] <= 1
+    assert set(found["frontier"]) == {"average_bits", "weighted_bits", "weight_bytes", "bitops"}
+    assert all(subnets[name]["unseen_accuracy"] is not None for names in found["frontier"].values() for name in names)
+    assert set(found["correlations"]) == {"perturbation", "weighted-bits", "average bits"}
+    assert "best of 4 random" in out
+    assert "Spearman" in out
+    with open(tmp_path / "frontier.csv", encoding="utf-8") as file:
+        assert [row["precision"] for row in csv.DictReader(file)] == list(subnets)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    scores = {"scores_search.json", "scores_unseen.json"}
+    assert set(files) == {"frontier.json", "frontier.csv", "frontier.png", "frontier_widths.png", *scores}
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("everything has been measured")
+
+    monkeypatch.setattr(bitswitch.training, "evaluate", refuse)
+    assert main(words) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    assert main([*words, "--metric", "top5"]) == 1
+    assert "measurements of another network or other data" in capsys.readouterr().err
+
+
+def test_prints_of_c_code_are_thrown_away(capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        libc = ctypes.CDLL(None)
+    except TypeError:
+        pytest.skip("no C library to print with")
+    with silent_solver():
+        libc.puts(b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();")
+    libc.puts(b"kept")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "kept\n"
