@@ -107,6 +107,14 @@ def test_convolutions_equal_the_reference(isa):
     _convolutions()
 
 
+@pytest.mark.parametrize("kernel", [(1, 19), (2, 17), (19, 1)])
+@pytest.mark.parametrize("group_out", [16, 40])
+def test_long_windows_equal_the_reference(isa, kernel, group_out):
+    window = Window(2, 21, 23, kernel, (1, 2), (0, kernel[0] // 2, 3, kernel[1] // 2))
+    epilogue = Epilogue((0.0, math.inf), (Quantizer(0.5, 0, 255),))
+    _check_conv(window, 1, 20, group_out, 3, epilogue, True, False, 0)
+
+
 @settings(max_examples=100)
 @given(
     windows(7),

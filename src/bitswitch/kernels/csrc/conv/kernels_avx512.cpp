@@ -16,8 +16,9 @@ namespace {
 #include "conv/epilogue_avx512.hpp"
 #include "conv/depthwise_avx512.hpp"
 #include "conv/pool_avx512.hpp"
+#include "conv/pointers_avx512.hpp"
 
-constexpr ConvKernels kKernels{epilogue_avx512, plain_pointers,  depthwise_avx512, add_avx512,
+constexpr ConvKernels kKernels{epilogue_avx512, pointers_avx512, depthwise_avx512, add_avx512,
                                max_pool_avx512, plain_mean_pool, plain_quantize};
 
 }  // namespace
