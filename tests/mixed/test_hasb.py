@@ -33,6 +33,21 @@ def test_both_cases_of_algorithm_1() -> None:
     assert roulette_probabilities(1.0, 1.0, (8, 6, 4, 2)) == [0.4, 0.3, 0.2, 0.1]
 
 
+def test_smooth_roulette_lies_between_the_cases() -> None:
+    widths = (8, 6, 4, 2)
+    assert roulette_probabilities(0.0, 1.0, widths, smooth=True) == roulette_probabilities(0.0, 1.0, widths)
+    assert roulette_probabilities(0.0, 0.0, widths, smooth=True) == [0.25] * 4
+    assert roulette_probabilities(1e30, 1.0, widths, smooth=True) == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    expected = [math.sqrt(b) / sum(map(math.sqrt, widths)) for b in widths]
+    assert roulette_probabilities(5.0, 5.0, widths, smooth=True) == pytest.approx(expected)
+    below, above = (roulette_probabilities(t, 1.0, widths, smooth=True) for t in (0.99, 1.01))
+    assert below == pytest.approx(above, abs=0.003)
+    sampler = HASB({"low": 1.0, "high": 4.0}, total_epochs=1, threshold="smooth")
+    counts = frequencies(sampler, "high", 4)
+    powers = [b ** (4 / 6) for b in (4, 3, 2)]
+    assert chisquare(counts, [p / sum(powers) * DRAWS for p in powers]).pvalue > 1e-3
+
+
 @pytest.mark.parametrize(
     ("layer", "sigma", "bits", "expected"),
     [
@@ -73,6 +88,7 @@ def test_thresholds() -> None:
     assert threshold_of(traces, "log-median") == pytest.approx(math.sqrt(8))
     assert threshold_of([0.0, 0.0, 3.0], "log-median") == 0.0
     assert threshold_of(traces, 7) == 7.0
+    assert threshold_of(traces, "smooth") == threshold_of(traces, "log-median")
     with pytest.raises(ConfigError, match="'median'"):
         HASB(TRACES, total_epochs=1, threshold="median")  # pyright: ignore[reportArgumentType]
 

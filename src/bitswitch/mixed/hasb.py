@@ -11,10 +11,10 @@ from bitswitch.errors import ConfigError
 from bitswitch.mixed.sensitivity import Sensitivity
 from bitswitch.precision import Precision, validate_widths
 
-Threshold = Literal["mean", "log-median"]
+Threshold = Literal["mean", "log-median", "smooth"]
 
 
-def roulette_probabilities(trace: float, threshold: float, bits: Sequence[int]) -> list[float]:
+def roulette_probabilities(trace: float, threshold: float, bits: Sequence[int], *, smooth: bool = False) -> list[float]:
     """Return the probability of every width in a roulette draw (Algorithm 1).
 
     A layer whose trace is below the threshold draws uniformly; another one draws b_i with probability b_i / Σ b, so
@@ -24,15 +24,17 @@ def roulette_probabilities(trace: float, threshold: float, bits: Sequence[int]) 
         trace: t_l.
         threshold: t_m.
         bits: the candidate widths.
+        smooth: draw b_i with a probability proportional to b_i^w, w = t_l / (t_l + t_m), instead. The two cases of the
+            algorithm are the limits w = 0 and w = 1, and layers with nearly the same trace draw nearly alike. Ours.
 
     >>> roulette_probabilities(1.0, 2.0, (4, 3, 2))
     [0.3333333333333333, 0.3333333333333333, 0.3333333333333333]
     >>> roulette_probabilities(3.0, 2.0, (4, 4, 2))
     [0.4, 0.4, 0.2]
     """
-    if trace < threshold:
-        return [1 / len(bits)] * len(bits)
-    return [b / sum(bits) for b in bits]
+    power = (trace / (trace + threshold) if trace else 0.0) if smooth else float(trace >= threshold)
+    weights = [b**power for b in bits]
+    return [weight / sum(weights) for weight in weights]
 
 
 def threshold_of(traces: Sequence[float], kind: Threshold | float) -> float:
@@ -41,7 +43,7 @@ def threshold_of(traces: Sequence[float], kind: Threshold | float) -> float:
     Args:
         traces: of all layers, not negative.
         kind: "mean", the paper's; "log-median", the median of the logarithms, below which half of the layers are
-            whatever a single large trace does to the mean; or a number.
+            whatever a single large trace does to the mean, and which is also the middle for "smooth"; or a number.
 
     Raises:
         ConfigError: the kind is unknown.
@@ -50,11 +52,11 @@ def threshold_of(traces: Sequence[float], kind: Threshold | float) -> float:
         return float(kind)
     if kind == "mean":
         return sum(traces) / len(traces)
-    if kind == "log-median":
+    if kind in ("log-median", "smooth"):
         logs = sorted(math.log(trace) if trace > 0 else -math.inf for trace in traces)
         middle = len(logs) // 2
         return math.exp(logs[middle] if len(logs) % 2 else (logs[middle - 1] + logs[middle]) / 2)
-    raise ConfigError(f"threshold must be 'mean', 'log-median' or a number; got {kind!r}")
+    raise ConfigError(f"threshold must be 'mean', 'log-median', 'smooth' or a number; got {kind!r}")
 
 
 class HASB:
@@ -71,7 +73,8 @@ class HASB:
         sensitivity: t_l by layer: a `Sensitivity`, or any mapping.
         total_epochs: E; the steps of the training are divided into as many equal epochs.
         sigma: σ_max, 0 … 1.
-        threshold: t_m: "mean" of the traces as in the paper, "log-median", or a number.
+        threshold: t_m: "mean" of the traces as in the paper, "log-median", or a number; or "smooth", for no threshold
+            at all (see `roulette_probabilities`).
         aliases: {layer: layer that stores its weight}, for layers that share a weight and so draw once.
         seed: of the draws.
 
@@ -130,11 +133,22 @@ class HASB:
             # Two numbers for every layer, used or not, so that σ does not change what the other layers draw.
             keep, position = generator.random(), generator.random()
             widths = layers[name]
-            drawn[name] = bits if keep >= sigma else _spin(position, widths, traces[name], threshold)
+            drawn[name] = bits if keep >= sigma else self._spin(position, widths, traces[name], threshold)
         for name, owner in self._aliases.items():
             if name in layers and len(layers[name]) > 1:
                 drawn[name] = drawn[owner]
         return Precision.of(drawn, default=bits)
+
+    def _spin(self, position: float, widths: Sequence[int], trace: float, threshold: float) -> int:
+        """Return the width at a position 0 … 1 of the roulette wheel."""
+        reached = 0.0
+        ordered = validate_widths(widths)
+        probabilities = roulette_probabilities(trace, threshold, ordered, smooth=self.threshold == "smooth")
+        for bits, probability in zip(ordered, probabilities, strict=True):
+            reached += probability
+            if position < reached:
+                return bits
+        return ordered[-1]
 
     def _traces_of(self, names: Sequence[str]) -> dict[str, float]:
         if self._traces is None or list(self._traces) != list(names):
@@ -162,17 +176,6 @@ class UniformSampling(HASB):
     def _traces_of(self, names: Sequence[str]) -> dict[str, float]:
         # All below an infinite threshold, where the roulette is uniform.
         return dict.fromkeys(names, 0.0)
-
-
-def _spin(position: float, widths: Sequence[int], trace: float, threshold: float) -> int:
-    """Return the width at a position 0 … 1 of the roulette wheel."""
-    reached = 0.0
-    ordered = validate_widths(widths)
-    for bits, probability in zip(ordered, roulette_probabilities(trace, threshold, ordered), strict=True):
-        reached += probability
-        if position < reached:
-            return bits
-    return ordered[-1]
 
 
 def _checked(sensitivity: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:

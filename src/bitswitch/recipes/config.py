@@ -149,8 +149,8 @@ class JointConfig:
     """SuperNet training (Algorithm A.3): layers draw widths of their own, by sensitivity or all alike."""
     sigma: float = 1.0
     """Probability in the last epoch that a layer draws; it grows from 0 with the epoch."""
-    threshold: Literal["mean", "log-median"] = "mean"
-    """Trace from which a layer counts as sensitive, for hasb."""
+    threshold: Literal["mean", "log-median", "smooth"] = "mean"
+    """Trace from which a layer counts as sensitive, for hasb; smooth knows degrees."""
     sensitivity: str | None = None
     """File of traces for hasb; None estimates them from the float network on 1024 training images."""
 
