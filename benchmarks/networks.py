@@ -7,8 +7,6 @@ are. Peers, where they are installed: ONNX Runtime (static quantization to QDQ w
 per channel, as its own tool makes it), OpenVINO on the same file, and PyTorch in float32. All get the same threads.
 Prints medians in milliseconds and ratios to ONNX Runtime and OpenVINO. Installs nothing; peers' models live in a
 temporary folder.
-
-The engine's convolutions have no kernels of their own yet, so it is far behind the peers here.
 """
 
 from __future__ import annotations
@@ -30,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 import bitswitch as bs
-from bitswitch.bench import Timing, add_options, interleave, machine, write_json
+from bitswitch.bench import Timing, add_options, machine, write_json
+from bitswitch.bench.networks import float_call, latency
 from bitswitch.cli.tables import print_table
 from bitswitch.models import build_model
 
@@ -150,31 +149,28 @@ def peers(network: nn.Module, x: Tensor, folder: Path, *, floats: bool = True) -
     if floats:
         last = copy.deepcopy(network).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         x_last = x.contiguous(memory_format=torch.channels_last)
-        runners[FLOAT] = torch.inference_mode()(lambda: network(x))
-        runners[CHANNELS_LAST] = torch.inference_mode()(lambda: last(x_last))
+        runners[FLOAT] = float_call(network, x)
+        runners[CHANNELS_LAST] = float_call(last, x_last)
     return runners
 
 
-def engine_runners(network: nn.Module, x: Tensor, bits: Sequence[int]) -> dict[str, Runner]:
-    """Return calls of the engine at each width."""
-    images = torch.randn(2, *x.shape[1:])
+def engine_of(network: nn.Module, size: int, bits: Sequence[int]) -> nn.Module:
+    """Prepare, calibrate and deploy a network, first and last layers at 8 bits."""
+    images = torch.randn(2, 3, size, size)
     model = bs.prepare(network, bits=bits, example_inputs=images, first_last=8)
     bs.calibrate(model, [images])
-    engine = bs.deploy(model)
-    for width in bits:
-        bs.switch(engine, width)
-        engine(x)
-    return {f"bitswitch {width} bits": lambda width=width: engine(x, precision=width) for width in bits}
+    return bs.deploy(model)
 
 
 def measure(
     name: str, batch: int, bits: Sequence[int], repeat: int, *, size: int = 224, floats: bool = True, folder: Path
 ) -> dict[str, Timing]:
-    """Return the time of a call of everything that is there, by name."""
+    """Return the time of a call of everything that is there, by name; a width is called "8 bits"."""
     network = float_network(name, size)
     x = torch.randn(batch, 3, size, size)
-    runners = engine_runners(network, x, bits) | peers(network, x, folder, floats=floats)
-    return interleave(runners, repeat=repeat, burst=3 if batch == 1 else 1, pause=PAUSE)
+    others = peers(network, x, folder, floats=floats)
+    engine = engine_of(network, size, bits)
+    return latency(engine, x, bits, others, repeat=repeat, burst=3 if batch == 1 else 1, pause=PAUSE)
 
 
 def print_results(title: str, times: dict[str, Timing]) -> None:
@@ -182,7 +178,8 @@ def print_results(title: str, times: dict[str, Timing]) -> None:
     rows = []
     for name, time in times.items():
         ratios = [f"{time.median / times[p].median:.2f}" if p in times else "–" for p in (ONNX_RUNTIME, OPENVINO)]
-        rows.append((name, f"{time.median * 1e3:.2f}", f"{time.fastest * 1e3:.2f}", *ratios))
+        label = f"bitswitch {name}" if name.endswith(" bits") else name
+        rows.append((label, f"{time.median * 1e3:.2f}", f"{time.fastest * 1e3:.2f}", *ratios))
     print(f"\n{title}")
     print_table(("", "median ms", "fastest ms", "of ONNX Runtime", "of OpenVINO"), rows)
 

@@ -40,25 +40,48 @@ def test_a_checkpoint(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "digits-cnn, inputs of 1×8×8" in out
     # Two batch sizes with a ratio each; switching; a training step.
     assert len(lines(out, "float32")) == 2
+    assert len(lines(out, "simulated")) == 1
     assert len(lines(out, "8 bits")) == len(lines(out, "4 bits")) == 3
+    assert "cached, ms" in out
     figures = json.loads((tmp_path / "a.json").read_text("utf-8"))
     assert figures["machine"]["threads"] == 1
-    assert figures["latency"]["3"].keys() == {"float32", "8 bits", "4 bits"}
+    assert figures["latency"]["3"].keys() == {"float32", "simulated", "8 bits", "4 bits"}
     assert figures["file_bytes"]["4"] < figures["file_bytes"]["8"]
-    assert figures["switching"]["4"]["switch"]["count"] == 3
+    assert figures["switching"]["uncached"]["4"]["switch"]["count"] == 3
     assert figures["training"]["batch"] == 4
     if figures["resident_bytes"]:
         assert figures["resident_bytes"]["8"]["running"] > 0
 
 
 def test_an_architecture_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["resnet20-cifar", "--bits", "4", "--image-size", "8", "--no-memory", "--no-float-network"]
+    words = [
+        "resnet20-cifar",
+        "--bits",
+        "4",
+        "--image-size",
+        "8",
+        "--no-memory",
+        "--no-float-network",
+        "--no-simulated",
+    ]
     assert main(["bench", *words, *QUICK]) == 0
     out = capsys.readouterr().out
     assert "resnet20-cifar, inputs of 3×8×8" in out
     assert len(lines(out, "4 bits")) == 1
     assert "switch to" not in out
     assert "float32" not in out
+    assert "simulated" not in out
+
+
+def test_inputs_that_stay_float(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    architecture, images = Architecture.of("digits-cnn", width=4), torch.rand(4, 1, 8, 8)
+    model = bs.prepare(architecture.build(), bits=(8, 4), example_inputs=images, activations=False)
+    bs.calibrate(model, [images])
+    bs.save(model, tmp_path / "a", architecture=architecture.to_json())
+    words = ["bench", str(tmp_path / "a"), *QUICK, "--no-memory"]
+    assert main(words) == 1
+    assert "stay float" in capsys.readouterr().err
+    assert main([*words, "--dynamic"]) == 0
 
 
 @pytest.mark.parametrize(

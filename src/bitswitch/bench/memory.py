@@ -1,11 +1,10 @@
-"""Memory that an opened checkpoint takes, measured in a fresh process for each width.
+"""Memory that an engine takes, measured in a fresh process for each width.
 
 `python -m bitswitch.bench.memory` is that process; it reads its task from standard input.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
@@ -13,9 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bitswitch.bench.subject import Subject
+from bitswitch.bench.subject import Subject, without_memory
 from bitswitch.errors import ConfigError
 from bitswitch.models import Architecture
 
@@ -25,7 +22,7 @@ class Memory:
     """Bytes of resident memory that a process has more than after its imports.
 
     Attributes:
-        opened: once the network is there.
+        opened: once the engine is there.
         running: once it has answered.
     """
 
@@ -73,6 +70,7 @@ def measure_memory(subject: Subject, bits: int) -> Memory | None:
         "architecture": subject.architecture.to_json(),
         "bits": bits,
         "input_shape": subject.input_shape,
+        "dynamic": subject.dynamic,
     }
     child = subprocess.run(
         [sys.executable, "-m", "bitswitch.bench.memory"],
@@ -94,17 +92,15 @@ def _child(task: dict[str, Any]) -> Memory:
         Architecture.from_json(task["architecture"]),
         (task["bits"],),
         tuple(task["input_shape"]),
+        task["dynamic"],
     )
     x = subject.inputs(1)
     # The collection that a network comes from is imported when it is first asked for.
-    subject.architecture.build()
-    gc.collect()
+    without_memory(subject.architecture)
     before = resident_bytes() or 0
-    model = subject.open()
-    gc.collect()
+    engine = subject.engine()
     opened = resident_bytes() or 0
-    with torch.inference_mode():
-        model(x)
+    engine(x)
     return Memory(opened - before, (resident_bytes() or 0) - before)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import bitswitch as bs
 from bitswitch.bench.timing import Timing, interleave
 
-FLOAT = "float32"
+FLOAT, SIMULATED = "float32", "simulated"
 # Threads of one library may spin for a moment after a call; the next in turn shall not pay for it.
 _PAUSE = 0.005
 
@@ -36,7 +36,7 @@ class SwitchTiming:
 
 
 def latency(
-    model: nn.Module,
+    engine: nn.Module,
     x: Tensor,
     bits: Sequence[int],
     others: Mapping[str, Callable[[], object]] | None = None,
@@ -46,10 +46,10 @@ def latency(
     pause: float = _PAUSE,
     seconds: float | None = None,
 ) -> dict[str, Timing]:
-    """Time a switchable network at each width, and others beside it, in turn.
+    """Time an engine at each width, and others beside it, in turn.
 
     Args:
-        model: prepared and calibrated, or loaded.
+        engine: made by `bitswitch.deploy`.
         x: input, with the batch.
         bits: widths.
         others: calls to compare with, by name.
@@ -65,11 +65,11 @@ def latency(
 
     def call() -> object:
         with torch.inference_mode():
-            return model(x)
+            return engine(x)
 
     def before(name: str) -> None:
         if name in widths:
-            bs.switch(model, widths[name])
+            bs.switch(engine, widths[name])
 
     runners: dict[str, Callable[[], object]] = {**dict.fromkeys(widths, call), **(others or {})}
     return interleave(runners, repeat=repeat, burst=burst, pause=pause, seconds=seconds, before=before)
@@ -85,11 +85,11 @@ def float_call(network: nn.Module, x: Tensor) -> Callable[[], object]:
     return call
 
 
-def switching(model: nn.Module, x: Tensor, bits: Sequence[int], *, repeat: int = 15) -> dict[int, SwitchTiming]:
+def switching(engine: nn.Module, x: Tensor, bits: Sequence[int], *, repeat: int = 15) -> dict[int, SwitchTiming]:
     """Time the change to each width from the one before it in the list, and the first answer after it.
 
     Args:
-        model: prepared and calibrated, or loaded.
+        engine: made by `bitswitch.deploy`; its `cache_bytes` decide whether this is the cached or the uncached time.
         x: input of the first answer.
         bits: at least two widths.
         repeat: rounds; one more, the first, does not count.
@@ -103,9 +103,9 @@ def switching(model: nn.Module, x: Tensor, bits: Sequence[int], *, repeat: int =
         for _ in range(repeat + 1):
             for width in bits:
                 begin = time.perf_counter()
-                bs.switch(model, width)
+                bs.switch(engine, width)
                 switched = time.perf_counter()
-                model(x)
+                engine(x)
                 switches[width].append(switched - begin)
                 calls[width].append(time.perf_counter() - switched)
     return {width: SwitchTiming(Timing.of(switches[width][1:]), Timing.of(calls[width][1:])) for width in bits}

@@ -8,10 +8,12 @@ from typing import Any
 
 import bitswitch as bs
 from bitswitch.bench.memory import Memory, measure_memory
-from bitswitch.bench.networks import FLOAT, SwitchTiming, float_call, latency, switching, training
+from bitswitch.bench.networks import FLOAT, SIMULATED, SwitchTiming, float_call, latency, switching, training
 from bitswitch.bench.subject import Subject
 from bitswitch.bench.timing import Timing
 from bitswitch.checkpoint import read_info
+
+CACHED, UNCACHED = "cached", "uncached"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Settings:
         batch: batch sizes.
         repeat: rounds.
         seconds: limit for the rounds of one table.
-        float_network: measure the float32 network too.
+        float_network: measure PyTorch's float32 network beside the engine.
+        simulated: measure the network as training computes it, quantized values in floats, at the largest width.
         memory: measure resident memory.
         training_batch: batch size of training steps; None leaves them out.
     """
@@ -31,6 +34,7 @@ class Settings:
     repeat: int = 25
     seconds: float | None = 15.0
     float_network: bool = True
+    simulated: bool = True
     memory: bool = True
     training_batch: int | None = None
 
@@ -41,11 +45,11 @@ class Report:
 
     Attributes:
         subject: the network.
-        latency: by batch size, then by name: "float32", "8 bits", …
+        latency: by batch size, then by name: "float32", "simulated", "8 bits", …
         bytes_at: size of the files that a width needs.
         float_bytes: size of the same as float32.
         memory: resident memory by width; empty if it was not measured.
-        switching: by the width that was switched to, with all planes in memory; empty for a single width.
+        switching: by "cached" and "uncached", then by the width that was switched to; empty for a single width.
         training: of a step, by name; empty if it was not measured.
         training_batch: inputs of a step.
     """
@@ -55,7 +59,7 @@ class Report:
     bytes_at: Mapping[int, int]
     float_bytes: int
     memory: Mapping[int, Memory]
-    switching: Mapping[int, SwitchTiming]
+    switching: Mapping[str, Mapping[int, SwitchTiming]]
     training: Mapping[str, Timing]
     training_batch: int | None
 
@@ -69,7 +73,7 @@ class Report:
             "file_bytes": {str(width): self.bytes_at[width] for width in self.subject.bits},
             "float_bytes": self.float_bytes,
             "resident_bytes": _plain(self.memory),
-            "switching": _plain(self.switching),
+            "switching": {name: _plain(timings) for name, timings in self.switching.items()},
             "training": {"batch": self.training_batch, "steps": _plain(self.training)} if self.training else None,
         }
 
@@ -87,10 +91,11 @@ def measure(subject: Subject, settings: Settings, say: Callable[[str], object] =
     for batch in settings.batch:
         say(f"latency, batch {batch}")
         times[batch] = _latency(subject, batch, settings)
-    switches: Mapping[int, SwitchTiming] = {}
-    if len(subject.bits) > 1:
-        say("switching")
-        switches = switching(subject.open(), subject.inputs(1), subject.bits, repeat=settings.repeat)
+    switches: dict[str, Mapping[int, SwitchTiming]] = {}
+    for name, options in ((CACHED, {}), (UNCACHED, {"cache_bytes": 0})) if len(subject.bits) > 1 else ():
+        say(f"switching, {name}")
+        engine = subject.engine(**options)
+        switches[name] = switching(engine, subject.inputs(1), subject.bits, repeat=settings.repeat)
     memory: dict[int, Memory] = {}
     for width in subject.bits if settings.memory else ():
         say(f"memory at {width} bits")
@@ -107,7 +112,9 @@ def measure(subject: Subject, settings: Settings, say: Callable[[str], object] =
 def _latency(subject: Subject, batch: int, settings: Settings) -> dict[str, Timing]:
     x = subject.inputs(batch)
     others = {FLOAT: float_call(subject.float_network(), x)} if settings.float_network else {}
-    return latency(subject.open(), x, subject.bits, others, repeat=settings.repeat, burst=3, seconds=settings.seconds)
+    if settings.simulated:
+        others[SIMULATED] = float_call(subject.simulated(), x)
+    return latency(subject.engine(), x, subject.bits, others, repeat=settings.repeat, burst=3, seconds=settings.seconds)
 
 
 def _training(subject: Subject, batch: int, settings: Settings) -> dict[str, Timing]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class Subject:
         architecture: what the checkpoint is made of.
         bits: widths to measure, descending.
         input_shape: of one input, without the batch.
+        dynamic: deploy layers that were prepared with float inputs, with codes computed for each row.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Subject:
     architecture: Architecture
     bits: tuple[int, ...]
     input_shape: tuple[int, ...]
+    dynamic: bool = False
 
     def inputs(self, batch: int) -> Tensor:
         """Return random inputs."""
@@ -44,13 +46,19 @@ class Subject:
         """Build the float network with random weights, which takes the same time as any others."""
         return self.architecture.build().eval()
 
-    def open(self, bits: int | None = None) -> nn.Module:
-        """Open the checkpoint, which reads only the planes that the width needs.
+    def simulated(self) -> nn.Module:
+        """Open the checkpoint for computing in floats, at the largest width."""
+        return bs.load(self.folder, into=without_memory(self.architecture), bits=self.bits[0])
+
+    def engine(self, bits: int | None = None, **options: Any) -> nn.Module:
+        """Open the checkpoint for integer execution.
 
         Args:
             bits: width to open at; None for the largest of those measured.
+            **options: further arguments of `bitswitch.deploy`.
         """
-        return bs.load(self.folder, into=self.float_network(), bits=bits or self.bits[0])
+        into = without_memory(self.architecture)
+        return bs.deploy(self.folder, into=into, bits=bits or self.bits[0], dynamic=self.dynamic, **options)
 
 
 def open_subject(
@@ -61,6 +69,7 @@ def open_subject(
     input_shape: Sequence[int] = (),
     image_size: int | None = None,
     first_last: Literal["float", "8"] = "float",
+    dynamic: bool = False,
 ) -> Subject:
     """Find or make the checkpoint that is measured.
 
@@ -71,6 +80,7 @@ def open_subject(
         input_shape: of one input, such as (3, 224, 224); by default what the architecture is known for.
         image_size: height and width instead, with the usual number of channels.
         first_last: how the first and last layers of a named architecture are treated, see `bitswitch.prepare`.
+        dynamic: see `Subject`.
 
     Raises:
         ConfigError: there is neither such a folder nor such an architecture, or a width is not there.
@@ -82,13 +92,13 @@ def open_subject(
             raise ConfigError(f"{folder} does not say which network it holds; save it with architecture=")
         architecture = Architecture.from_json(info.config.architecture)
         shape = tuple(input_shape) or _input_shape(architecture, image_size)
-        return Subject(architecture.full_name, folder, architecture, _widths(info, bits), shape)
+        return Subject(architecture.full_name, folder, architecture, _widths(info, bits), shape, dynamic)
     if folder.exists() or model.startswith((".", "/")) or (folder.parent.is_dir() and model.count("/") > 1):
         raise ConfigError(f"{model} is not a checkpoint folder")
     architecture = Architecture.of(model)
     shape = tuple(input_shape) or _input_shape(architecture, image_size)
     _save(architecture, scratch, tuple(bits) or (8, 6, 4, 2), shape, first_last)
-    return Subject(model, scratch, architecture, _widths(read_info(scratch), bits), shape)
+    return Subject(model, scratch, architecture, _widths(read_info(scratch), bits), shape, dynamic)
 
 
 def _save(
@@ -115,6 +125,16 @@ def _input_shape(architecture: Architecture, image_size: int | None) -> tuple[in
     if architecture.source == "bitswitch":
         shape = _DIGITS if architecture.name.startswith("digits") else _CIFAR
     elif architecture.source == "timm":
-        settings = getattr(architecture.build(), "default_cfg", None) or {}
+        settings = getattr(without_memory(architecture), "default_cfg", None) or {}
         shape = tuple(settings.get("input_size", _USUAL))
     return shape if image_size is None else (shape[0], image_size, image_size)
+
+
+def without_memory(architecture: Architecture) -> nn.Module:
+    """Build a network whose weights have shapes but no values, if it can be built so."""
+    try:
+        with torch.device("meta"):
+            return architecture.build()
+    except (RuntimeError, NotImplementedError):
+        # Some networks compute with values while they are built.
+        return architecture.build()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bitswitch.bench.report import Report
 
 _ABOUT = (
-    "Measure a network on this machine: latency at each width against float32, resident memory, "
+    "Measure a network on this machine with integer execution: latency at each width against float32, resident memory, "
     "time to change the width, and on request what a training step costs. Times are medians of calls taken in turn."
 )
 
@@ -38,10 +38,14 @@ class BenchOptions:
     """All sizes of one input, for example 3 160 320."""
     first_last: Literal["float", "8"] = "float"
     """First and last layers of a named architecture; a checkpoint knows its own."""
+    dynamic: bool = False
+    """Let layers that were prepared with float inputs compute their codes from each row."""
     threads: int | None = None
     """Threads to compute with; by default PyTorch's number."""
     float_network: bool = True
     """Measure the float32 network of PyTorch too."""
+    simulated: bool = True
+    """Measure the network as training computes it too, at the largest width."""
     memory: bool = True
     """Measure resident memory, in a process for each width."""
     training: bool = False
@@ -101,12 +105,14 @@ def _bench(options: BenchOptions) -> None:
             input_shape=options.input_shape,
             image_size=options.image_size,
             first_last=options.first_last,
+            dynamic=options.dynamic,
         )
         settings = Settings(
             batch=options.batch,
             repeat=options.repeat,
             seconds=options.seconds,
             float_network=options.float_network,
+            simulated=options.simulated,
             memory=options.memory,
             training_batch=options.training_batch if options.training else None,
         )
@@ -119,7 +125,7 @@ def _bench(options: BenchOptions) -> None:
 
 def _print(report: Report) -> None:
     shape = "×".join(map(str, report.subject.input_shape))
-    print(f"{report.subject.name}, inputs of {shape}, medians; every width computes in floating point")
+    print(f"{report.subject.name}, inputs of {shape}, medians")
     _print_latency(report)
     _print_switching(report)
     _print_training(report)
@@ -127,28 +133,26 @@ def _print(report: Report) -> None:
 
 def _print_latency(report: Report) -> None:
     from bitswitch._summary import format_bytes
-    from bitswitch.bench.networks import FLOAT
+    from bitswitch.bench.networks import FLOAT, SIMULATED
     from bitswitch.cli.tables import print_table
 
     header, rows = ["precision"], []
     for batch, times in report.latency.items():
         header += [f"batch {batch}, ms", *(["of float32"] if FLOAT in times else [])]
     header += ["size", *(["memory opened", "memory running"] if report.memory else [])]
-    names = {FLOAT: None, **{f"{width} bits": width for width in report.subject.bits}}
-    for name, width in names.items():
+    names = {FLOAT: None, SIMULATED: None, **{f"{width} bits": width for width in report.subject.bits}}
+    measured = next(iter(report.latency.values()), {})
+    for name, width in ((name, width) for name, width in names.items() if name in measured):
         row: list[str] = [name]
         for times in report.latency.values():
-            if FLOAT in times:
-                row += [_ms(times[name].median), f"{times[name].median / times[FLOAT].median:.2f}"]
-            elif width is not None:
-                row.append(_ms(times[name].median))
-        size = report.float_bytes if width is None else report.bytes_at[width]
+            row.append(_ms(times[name].median))
+            row += [f"{times[name].median / times[FLOAT].median:.2f}"] if FLOAT in times else []
+        size = report.float_bytes if name == FLOAT else None if width is None else report.bytes_at[width]
+        row.append("–" if size is None else format_bytes(size))
         found = None if width is None else report.memory.get(width)
-        row.append(format_bytes(size))
         if report.memory:
             row += ["–", "–"] if found is None else [format_bytes(found.opened), format_bytes(found.running)]
-        if len(row) == len(header):
-            rows.append(row)
+        rows.append(row)
     print_table(header, rows)
 
 
@@ -157,11 +161,16 @@ def _print_switching(report: Report) -> None:
 
     if not report.switching:
         return
-    rows = [
-        (f"{width} bits", _ms(timing.switch.median), _ms(timing.first_call.median))
-        for width, timing in report.switching.items()
-    ]
-    print_table(("switch to", "ms", "first answer, ms"), rows)
+    rows = []
+    for width in report.subject.bits:
+        row = [f"{width} bits"]
+        for timings in report.switching.values():
+            row += [_ms(timings[width].switch.median), _ms(timings[width].first_call.median)]
+        rows.append(row)
+    header = ["switch to"]
+    for name in report.switching:
+        header += [f"{name}, ms", "first answer, ms"]
+    print_table(header, rows)
 
 
 def _print_training(report: Report) -> None:

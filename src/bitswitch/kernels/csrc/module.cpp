@@ -11,7 +11,6 @@ namespace bitswitch {
 void bind_conv(nb::module_& module);
 void bind_gemm(nb::module_& module);
 void bind_gemv(nb::module_& module);
-void bind_quantize(nb::module_& module);
 }  // namespace bitswitch
 
 NB_MODULE(_native, module) {
@@ -22,5 +21,4 @@ NB_MODULE(_native, module) {
     bitswitch::bind_conv(module);
     bitswitch::bind_gemm(module);
     bitswitch::bind_gemv(module);
-    bitswitch::bind_quantize(module);
 }
