@@ -10,6 +10,7 @@ from torch import nn
 
 from bitswitch.errors import CalibrationError, PrepareError
 from bitswitch.quantizers import ActivationQuantizer, PositiveScale, WeightQuantizer, ZeroPoint
+from bitswitch.quantizers.scales import scale_of
 
 
 @given(st.floats(2.0**-100, 2.0**100, width=32), st.sampled_from(["log", "raw"]))
@@ -77,3 +78,12 @@ def test_a_zero_point_is_an_integer_of_its_range() -> None:
 def test_a_group_size_must_divide(group_size: int | None) -> None:
     with pytest.raises(PrepareError, match="divides 27"):
         WeightQuantizer((4, 3, 3, 3), (8, 2), "group", group_size)
+
+
+# PyTorch's own check reads gradients of intermediate tensors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
+def test_the_operator_of_scales_is_a_proper_one(shape: tuple[int, ...]) -> None:
+    log, origin = torch.randn(shape, requires_grad=True), torch.rand(shape) + 0.1
+    torch.library.opcheck(torch.ops.bitswitch.scale_of.default, (log, origin))
+    assert torch.equal(torch.ops.bitswitch.scale_of(log, origin), scale_of(log, origin))

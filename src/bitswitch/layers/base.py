@@ -72,14 +72,18 @@ class SwitchableLayer(nn.Module):
         """Number of output channels: rows of the out-first weight."""
         return self.out_first(self.codes if self.is_frozen else self.weight).shape[0]
 
-    def quantized_weight(self) -> Tensor:
-        """Return the weight at the active width: dequantized, float32, in the layer's own layout."""
+    def quantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight at the active width: dequantized, in the layer's own layout.
+
+        Args:
+            dtype: type of the result; the float32 weight is rounded to it.
+        """
         if self.is_frozen:
             codes = second_round(self.codes, self.stored_bits, self.bits)
-            return self.from_out_first(self.weight_quantizer.dequantize(codes, self.bits))
+            return self.from_out_first(self.weight_quantizer.dequantize(codes, self.bits)).to(dtype)
         if self._bypass:
             return self.weight
-        return self.from_out_first(self.weight_quantizer(self.out_first(self.weight), self.bits))
+        return self.from_out_first(self.weight_quantizer(self.out_first(self.weight), self.bits, dtype=dtype))
 
     def weight_codes(self, bits: int | None = None) -> Tensor:
         """Return the integer codes W̃_l of the weight.
@@ -104,7 +108,7 @@ class SwitchableLayer(nn.Module):
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Quantize input and weight, in one floating-point type."""
         x = self.quantized_input(x)
-        weight = self.quantized_weight()
+        weight = self.quantized_weight(x.dtype)
         return x, weight if weight.dtype == x.dtype else weight.to(x.dtype)
 
     def set_codes(self, codes: Tensor, scale: Tensor, num_planes: int) -> None:

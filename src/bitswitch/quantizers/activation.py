@@ -3,65 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from bitswitch.errors import CalibrationError
-from bitswitch.quantizers.scales import Parametrization, PositiveScale, ZeroPoint, contract
+from bitswitch.quantizers._fused import FusedInput, usable
+from bitswitch.quantizers._reference import ReferenceInput, input_codes
+from bitswitch.quantizers.scales import Parametrization, PositiveScale, ZeroPoint
 from bitswitch.rounding import uint_range
-
-
-class _QuantizeActivation(torch.autograd.Function):
-    """Quantize activations to codes 0 … 2^b−1 and back, with a scalar scale and an integer-valued zero point."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, top: int, scale_gain: float) -> Tensor:
-        quantized = _steps(x, scale, zero_point, top).mul_(scale).to(x.dtype)
-        # A half-precision result is too coarse to take the scale's gradient from; the codes are computed again there.
-        kept = quantized if x.dtype == torch.float32 else None
-        ctx.save_for_backward(x, scale, zero_point, kept)
-        ctx.config = top, scale_gain
-        return quantized
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator hides the signature)
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        x, scale, zero_point, quantized = ctx.saved_tensors
-        top, scale_gain = ctx.config
-        grad = grads[0].float()
-        position = x.float() / scale
-        if zero_point is not None:
-            position += zero_point
-        grad_x = torch.ops.aten.hardtanh_backward(grad, position, 0, top)
-        if quantized is None:
-            per_step = contract(grad, _steps(x, scale, zero_point, top), scale.shape)
-        else:
-            per_step = contract(grad, quantized, scale.shape) / scale
-        grad_scale = per_step - contract(grad_x, position, scale.shape)
-        grad_zero_point = None
-        if zero_point is not None:
-            inside = grad_x.sum()
-            grad_scale = grad_scale + zero_point * inside
-            grad_zero_point = (inside - grad.sum()) * scale
-        return grad_x.to(x.dtype), grad_scale * scale_gain, grad_zero_point, None, None
-
-
-def _codes(x: Tensor, scale: Tensor, zero_point: Tensor | None, top: int) -> Tensor:
-    codes = (x.float() / scale).round_()
-    if zero_point is not None:
-        codes.add_(zero_point)
-    return codes.clamp_(0, top)
-
-
-def _steps(x: Tensor, scale: Tensor, zero_point: Tensor | None, top: int) -> Tensor:
-    """Return code − zp: the multiple of the scale that each element is quantized to."""
-    codes = _codes(x, scale, zero_point, top)
-    return codes if zero_point is None else codes.sub_(zero_point)
 
 
 def _note_loaded(quantizer: nn.Module, _incompatible_keys: object) -> None:
@@ -128,14 +78,17 @@ class ActivationQuantizer(nn.Module):
         # Kept as a Python bool so that a forward pass does not wait for the device.
         self.calibrated = all(self.scale_for(b).is_set for b in self.bits)
 
-    def _values(self, bits: int) -> tuple[Tensor, Tensor | None]:
+    def _calibrated_scale(self, bits: int) -> PositiveScale:
         if not self.calibrated:
             layer = f"layer {self.layer_name!r}" if self.layer_name else "a layer"
             raise CalibrationError(
                 f"the input of {layer} has no scales yet; call bitswitch.calibrate(model, batches) first"
             )
+        return self.scale_for(bits)
+
+    def _zero_point_value(self, bits: int) -> Tensor | None:
         zero_point = self.zero_point_for(bits)
-        return self.scale_for(bits).value(), None if zero_point is None else zero_point.value()
+        return None if zero_point is None else zero_point.value()
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """Return X̂ of Eq. (5) at `bits` bits: the shape and dtype of `x`, with gradients for x, scale and zero point.
@@ -143,10 +96,14 @@ class ActivationQuantizer(nn.Module):
         Raises:
             CalibrationError: the scales have not been set.
         """
-        scale, zero_point = self._values(bits)
+        scale, zero_point = self._calibrated_scale(bits), self._zero_point_value(bits)
         top = uint_range(bits)[1]
         gain = 1.0 / math.sqrt(max(1, x.numel()) * top) if self.gradient_scale else 1.0
-        return _QuantizeActivation.apply(x, scale, zero_point, top, gain)  # pyright: ignore[reportReturnType]
+        if usable(x):
+            result = FusedInput.apply(x, *scale.learned(), zero_point, top, gain)
+        else:
+            result = ReferenceInput.apply(x, scale.value(), zero_point, top, gain)
+        return result  # pyright: ignore[reportReturnType]
 
     @torch.no_grad()
     def codes(self, x: Tensor, bits: int) -> Tensor:
@@ -155,8 +112,8 @@ class ActivationQuantizer(nn.Module):
         Raises:
             CalibrationError: the scales have not been set.
         """
-        scale, zero_point = self._values(bits)
-        return _codes(x, scale, zero_point, uint_range(bits)[1])
+        scale = self._calibrated_scale(bits).value()
+        return input_codes(x, scale, self._zero_point_value(bits), uint_range(bits)[1])
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"bits={self.bits}, signed={self.signed}"

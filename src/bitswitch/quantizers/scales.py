@@ -15,17 +15,29 @@ Parametrization = Literal["log", "raw"]
 _SMALLEST_RAW_SCALE = 1e-8
 
 
-def contract(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
-    """Return Σ a·b over the elements that share one scale of `shape`, in float32.
+def scale_of(log: Tensor, origin: Tensor) -> Tensor:
+    """Return s = origin · exp(log), float32, of the shape of both."""
+    return origin * log.exp()
 
-    One pass over memory for a scalar scale, which is the case that training spends its time on.
-    """
-    if len(shape) == 0 and a.dtype == b.dtype == torch.float32:
-        if a.is_contiguous() and b.is_contiguous():
-            return torch.dot(a.view(-1), b.view(-1))
-        if a.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (a, b)):
-            return torch.dot(a.permute(0, 2, 3, 1).reshape(-1), b.permute(0, 2, 3, 1).reshape(-1))
-    return torch.mul(a, b).float().sum_to_size(shape)
+
+# A compiler that fused the exponential could round it otherwise, and integer codes depend on every bit of a scale: to
+# torch.compile it is an operator of its own.
+_library = torch.library.Library("bitswitch", "FRAGMENT")
+_library.define("scale_of(Tensor log, Tensor origin) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.impl("scale_of", scale_of, "CompositeExplicitAutograd")
+
+
+def _keep_scale(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _scale_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (scale,) = ctx.saved_tensors
+    return grad * scale, None
+
+
+torch.library.register_fake("bitswitch::scale_of", lambda log, origin: torch.empty_like(log), lib=_library)
+torch.library.register_autograd("bitswitch::scale_of", _scale_gradient, setup_context=_keep_scale, lib=_library)
 
 
 class _KeepsFloat32(nn.Module):
@@ -78,8 +90,13 @@ class PositiveScale(_KeepsFloat32):
     def value(self) -> Tensor:
         """Return the scale s > 0, float32, differentiable."""
         if self.parametrization == "log":
-            return self.origin * self.log.exp()
+            opaque = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+            return (torch.ops.bitswitch.scale_of if opaque else scale_of)(self.log, self.origin)
         return self.raw.clamp(min=_SMALLEST_RAW_SCALE)
+
+    def learned(self) -> tuple[Tensor, Tensor | None]:
+        """Return what fused quantizers form the scale from: (log, origin), or (the scale itself, None)."""
+        return (self.log, self.origin) if self.parametrization == "log" else (self.value(), None)
 
     @torch.no_grad()
     def set_(self, scale: Tensor) -> None:

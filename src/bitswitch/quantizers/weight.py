@@ -4,46 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from bitswitch.errors import PrepareError
-from bitswitch.quantizers.scales import Parametrization, PositiveScale, contract
+from bitswitch.quantizers._fused import TYPES, FusedWeight, WeightConfig, usable
+from bitswitch.quantizers._reference import ReferenceWeight
+from bitswitch.quantizers.scales import Parametrization, PositiveScale
 from bitswitch.rounding import dequantize, double_round, int_range
 
 Granularity = Literal["tensor", "channel", "group"]
 
 GRANULARITIES: tuple[Granularity, ...] = ("tensor", "channel", "group")
-
-
-class _DoubleRound(torch.autograd.Function):
-    """Quantize weights to `bits` bits; the scale has the stored width and broadcasts to the weight."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, stored_bits: int, bits: int, scale_gain: float) -> Tensor:
-        quantized = dequantize(double_round(weight, scale, stored_bits, bits), scale, stored_bits, bits)
-        ctx.save_for_backward(weight, scale, quantized)
-        ctx.config = stored_bits, bits, scale_gain
-        return quantized
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator hides the signature)
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
-        (grad,) = grads
-        weight, scale, quantized = ctx.saved_tensors
-        stored_bits, bits, scale_gain = ctx.config
-        n, p = int_range(bits)
-        weight = weight.float()
-        position = weight / (scale * 2.0 ** (stored_bits - bits))
-        grad_weight = torch.ops.aten.hardtanh_backward(grad, position, n, p)
-        # Σ g·2^Δ·(code − v) inside and Σ g·2^Δ·n or p outside, as Ŵ_l = code·2^Δ·s_h and W = v·2^Δ·s_h.
-        total = contract(grad, quantized, scale.shape) - contract(grad_weight, weight, scale.shape)
-        return grad_weight, total / scale * scale_gain, None, None, None
 
 
 class WeightQuantizer(nn.Module):
@@ -124,38 +98,47 @@ class WeightQuantizer(nn.Module):
         rows = weight.flatten(scale.dim() - 1)
         return rows.unflatten(-1, (scale.shape[-1], -1)), scale.unsqueeze(-1)
 
-    def forward(self, weight: Tensor, bits: int, rows: Tensor | None = None) -> Tensor:
-        """Return the weight as it is at `bits` bits: dequantized, float32, with gradients for weight and scale.
+    def forward(
+        self, weight: Tensor, bits: int, rows: Tensor | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return the weight as it is at `bits` bits: dequantized, with gradients for weight and scale.
 
         Args:
             weight: out-first float weight; with `rows`, those rows of it, of shape rows.shape + (K,).
             bits: one of the candidate widths.
             rows: indices of the rows given, for embeddings that look up before they quantize.
+            dtype: type of the result. Another one than float32 is the float32 result rounded to it.
         """
+        stored_bits, gain = self.code_bits(bits), self._scale_gain(bits)
+        if usable(weight) and dtype in TYPES:
+            parameter, origin = self.scale_for(bits).learned() if rows is None else (self._scale(bits, rows), None)
+            config = WeightConfig(stored_bits, bits, gain, dtype)
+            return FusedWeight.apply(weight, parameter, origin, config)  # pyright: ignore[reportReturnType]
+        aligned, scale = self._align(weight, self._scale(bits, rows))
+        quantized = ReferenceWeight.apply(aligned, scale, stored_bits, bits, gain)
+        assert isinstance(quantized, Tensor)
+        return quantized.reshape(weight.shape).to(dtype)
+
+    def _scale(self, bits: int, rows: Tensor | None = None) -> Tensor:
+        """Return the scale, or that of each of the `rows` given."""
         scale = self.scale_for(bits).value()
-        if rows is not None and scale.dim():
-            scale = scale[rows]
-        gain = 1.0
-        if self.gradient_scale:
-            gain = 1.0 / math.sqrt(self.elements_per_scale * int_range(bits)[1])
-        aligned, scale = self._align(weight, scale)
-        quantized = _DoubleRound.apply(aligned, scale, self.code_bits(bits), bits, gain)
-        return quantized.reshape(weight.shape)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        return scale if rows is None or not self.scale_shape else scale[rows]
+
+    def _scale_gain(self, bits: int) -> float:
+        """Return the factor of the scale's gradient."""
+        return 1.0 / math.sqrt(self.elements_per_scale * int_range(bits)[1]) if self.gradient_scale else 1.0
 
     @torch.no_grad()
     def codes(self, weight: Tensor, bits: int) -> Tensor:
         """Return the int8 codes of an out-first float weight at `bits` bits, those of the training forward exactly."""
-        aligned, scale = self._align(weight, self.scale_for(bits).value())
+        aligned, scale = self._align(weight, self._scale(bits))
         codes = double_round(aligned, scale, self.code_bits(bits), bits)
         return codes.reshape(weight.shape).to(torch.int8)
 
     @torch.no_grad()
     def dequantize(self, codes: Tensor, bits: int, rows: Tensor | None = None) -> Tensor:
         """Return the float32 weights that int8 codes of `bits` bits stand for, bit-identical to `forward`."""
-        scale = self.scale_for(bits).value()
-        if rows is not None and scale.dim():
-            scale = scale[rows]
-        aligned, scale = self._align(codes, scale)
+        aligned, scale = self._align(codes, self._scale(bits, rows))
         return dequantize(aligned, scale, self.code_bits(bits), bits).reshape(codes.shape)
 
     def extra_repr(self) -> str:  # noqa: D102

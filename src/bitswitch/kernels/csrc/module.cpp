@@ -11,6 +11,7 @@ namespace bitswitch {
 void bind_conv(nb::module_& module);
 void bind_gemm(nb::module_& module);
 void bind_gemv(nb::module_& module);
+void bind_quantize(nb::module_& module);
 }  // namespace bitswitch
 
 NB_MODULE(_native, module) {
@@ -21,4 +22,5 @@ NB_MODULE(_native, module) {
     bitswitch::bind_conv(module);
     bitswitch::bind_gemm(module);
     bitswitch::bind_gemv(module);
+    bitswitch::bind_quantize(module);
 }
