@@ -1,0 +1,266 @@
+"""Measure what SuperNets are worth without retraining, by their run folders.
+
+    python benchmarks/supernet.py runs/cifar10-resnet20-hasb runs/cifar10-resnet20-uniform --json supernet.json
+
+Each run must have kept training images for validation (--data.validation): SubNets are chosen on these, and every
+figure is measured on the test images. For each run it reports, with 95 % confidence intervals over the test images,
+
+1. the SubNet of 3 bits on average against uniform 3 bits;
+2. between 2 and 3 bits, the SubNet that the search chose against the best of 50 random SubNets of the same budget: the
+   one that is best on the validation images, and the one that is best on the test images, which no one could choose;
+3. how well each proxy orders all random SubNets: Spearman's ρ with their accuracy.
+
+Scores are kept in the folder of --results; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bitswitch as bs
+from bitswitch.data import Loader
+from bitswitch.errors import ConfigError
+from bitswitch.mixed import (
+    Measured,
+    Measurements,
+    SearchSpace,
+    Sensitivity,
+    SubNet,
+    WithinBudget,
+    explore,
+    measure_costs,
+    perturbation,
+    rank_correlations,
+    reestimated,
+    weighted_bits,
+)
+from bitswitch.precision import Precision
+from bitswitch.recipes.supernet import SENSITIVITY_NAME
+from bitswitch.recipes.trained import Trained, images_of, open_images
+from bitswitch.training.run import write_json
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; see `--help`."""
+
+    averages: tuple[float, ...] = (2.25, 2.5, 2.75, 3.0)
+    random: int = 50
+    rounds: int = 6
+    neighbours: int = 12
+    reestimate: int = 0
+    objective: str = "perturbation"
+    limit: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much more accurate one SubNet is than another one on the same images, in percent.
+
+    Attributes:
+        difference: of the accuracies.
+        low: lower end of its 95 % confidence interval, from the images on which only one of them is right.
+        high: upper end.
+    """
+
+    difference: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ours: Tensor, theirs: Tensor) -> Comparison:
+        """Compare two vectors of right answers, bool (N,)."""
+        differences = 100 * (ours.double() - theirs.double())
+        mean, half = differences.mean().item(), 1.96 * differences.std().item() / math.sqrt(len(differences))
+        return cls(mean, mean - half, mean + half)
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.2f} ({self.low:+.2f} … {self.high:+.2f})"
+
+
+class Judge:
+    """Accuracies of the SubNets of a run.
+
+    Args:
+        run: the run folder.
+        settings: what is measured.
+        results: where scores are kept.
+    """
+
+    def __init__(self, run: Path, settings: Settings, results: Path) -> None:
+        self.settings = settings
+        self.results = results / run.name
+        self.trained = Trained.open(run)
+        self.model: nn.Module = self.trained.supernet()
+        config = images_of(self.trained.recipe, run, None, None)
+        if config.validation is None:
+            raise ConfigError(f"{run} was trained on all images; train it with --data.validation")
+        data = open_images(self.trained, config, 512, torch.device("cpu"))
+        self.parts: dict[str, Loader] = {"validation": data.validation(), "test": data.held_out()}
+        self.statistics = list(itertools.islice(data.calibration(128), settings.reestimate))
+
+    def right(self, precision: Precision, part: str) -> Tensor:
+        """Return which images a SubNet classifies rightly, bool (N,)."""
+        batches = iter(self.parts[part])
+        if self.settings.limit is not None:
+            batches = itertools.islice(batches, self.settings.limit)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if self.statistics:
+                stack.enter_context(reestimated(self.model, precision, self.statistics))
+            else:
+                stack.enter_context(bs.at(self.model, precision))
+            return torch.cat([self.model(images).argmax(1) == labels for images, labels in batches])
+
+    def measurements(self, part: str) -> Measurements:
+        """Return the accuracies on a part of the images, kept in a file."""
+
+        def accuracies(precisions: Sequence[Precision]) -> list[float]:
+            return [self.right(precision, part).double().mean().item() for precision in precisions]
+
+        context = [self.trained.identity(), part, self.settings.reestimate, self.settings.limit]
+        return Measurements(accuracies, self.results / f"{part}.json", context, at_once=1)
+
+
+def measure(run: Path, sensitivity: Sensitivity, settings: Settings, results: Path) -> dict[str, Any]:
+    """Return all figures of a run."""
+    judge = Judge(run, settings, results)
+    proxies = {
+        "perturbation": perturbation(judge.model, sensitivity),
+        "weighted-bits": weighted_bits(judge.model, sensitivity),
+    }
+    space = SearchSpace(measure_costs(judge.model), proxies[settings.objective])
+    found = explore(
+        space,
+        judge.measurements("validation"),
+        [{"average_bits": average} for average in settings.averages],
+        num_random=settings.random,
+        rounds=settings.rounds,
+        neighbours=settings.neighbours,
+        seed=settings.seed,
+        progress=lambda text: print(f"{run.name}: {text}", flush=True),
+    )
+    on_test = judge.measurements("test")
+    random = on_test(row.subnet for row in found.random)
+    uniform = on_test(row.subnet for row in found.uniform)
+    return {
+        "run": run.name,
+        "settings": asdict(settings),
+        "test_images": len(judge.right(uniform[0].subnet.precision, "test")),
+        "uniform": {f"{row.subnet.cost.average_bits:g}": row.score for row in uniform},
+        "budgets": [_within(judge, on_test, part, uniform) for part in found.within],
+        "correlations": {name: value.to_json() for name, value in rank_correlations(random, proxies).items()},
+    }
+
+
+def _within(judge: Judge, on_test: Measurements, part: WithinBudget, uniform: Sequence[Measured]) -> dict[str, Any]:
+    """Compare what was chosen within a budget with chance, and with the uniform width of that many bits."""
+    drawn = on_test(row.subnet for row in part.random)
+    luckiest = max(drawn, key=lambda row: row.score).subnet
+    assert part.best_random is not None
+    rivals: dict[str, SubNet] = {"best random": part.best_random.subnet, "luckiest random": luckiest}
+    average = part.budgets["average_bits"]
+    for row in uniform:
+        if row.subnet.cost.average_bits == average:
+            rivals["uniform"] = row.subnet
+    chosen = judge.right(part.best.subnet.precision, "test")
+    optimum = on_test([part.optimum.subnet])[0].score
+    return {
+        "average_bits": average,
+        "chosen": {"precision": part.best.subnet.precision.to_json(), "accuracy": chosen.double().mean().item()},
+        "optimum": {"precision": part.optimum.subnet.precision.to_json(), "accuracy": optimum},
+        "random": {"mean": sum(row.score for row in drawn) / len(drawn), "count": len(drawn)},
+        "against": {
+            name: asdict(Comparison.of(chosen, judge.right(rival.precision, "test"))) for name, rival in rivals.items()
+        },
+    }
+
+
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """Return the figures of all runs as Markdown."""
+    lines = []
+    for result in results:
+        widths = ", ".join(f"{bits} bits {100 * value:.2f} %" for bits, value in result["uniform"].items())
+        lines += [f"### {result['run']}", "", f"{result['test_images']:,} test images. Uniform: {widths}.", ""]
+        count = result["settings"]["random"]
+        lines += [
+            f"| average bits | chosen % | programme % | mean of {count} random % | − best random | − luckiest random "
+            "| − uniform |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in result["budgets"]:
+            against = {name: str(Comparison(**value)) for name, value in row["against"].items()}
+            cells = [f"{row['average_bits']:g}"]
+            cells += [f"{100 * row[name][key]:.2f}" for name, key in _ACCURACIES]
+            cells += [against.get(name, "–") for name in ("best random", "luckiest random", "uniform")]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", "| proxy | ρ | 95 % interval | at equal average bits |", "|---|---|---|---|"]
+        for name, value in result["correlations"].items():
+            rho, low, high, within = (_shown(value[key]) for key in ("rho", "low", "high", "within"))
+            lines.append(f"| {name} | {rho} | {low} … {high} | {within} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+_ACCURACIES = (("chosen", "accuracy"), ("optimum", "accuracy"), ("random", "mean"))
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _sensitivity(path: Path | None, runs: Sequence[Path]) -> Sensitivity:
+    """Return one sensitivity for all runs: that of a file, or the one that a run has drawn by."""
+    for candidate in [path] if path is not None else [run / SENSITIVITY_NAME for run in runs]:
+        if candidate is not None and candidate.exists():
+            return Sensitivity.load(candidate)
+    raise ConfigError("no run has a sensitivity; make a file with `bitswitch sensitivity` and name it by --sensitivity")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the runs and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--sensitivity", type=Path, help="file of traces; by default that of the first run with one")
+    parser.add_argument("--averages", type=float, nargs="+", default=Settings.averages, help="budgets in bits")
+    parser.add_argument("--random", type=int, default=Settings.random, help="random SubNets of each budget")
+    parser.add_argument("--rounds", type=int, default=Settings.rounds, help="of the local search; 0: the programme's")
+    parser.add_argument("--neighbours", type=int, default=Settings.neighbours, help="SubNets of a round")
+    parser.add_argument("--reestimate", type=int, default=0, help="batches of 128 for BatchNorm statistics; 0: as is")
+    parser.add_argument("--objective", choices=("perturbation", "weighted-bits"), default=Settings.objective)
+    parser.add_argument("--limit", type=int, help="batches of 512 images at most, for a trial")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=Path("supernet-scores"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    settings = Settings(
+        tuple(options.averages),
+        options.random,
+        options.rounds,
+        options.neighbours,
+        options.reestimate,
+        options.objective,
+        options.limit,
+        options.seed,
+    )
+    sensitivity = _sensitivity(options.sensitivity, options.runs)
+    results = [measure(run, sensitivity, settings, options.results) for run in options.runs]
+    if options.json is not None:
+        write_json(options.json, json.loads(json.dumps(results)))
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()
