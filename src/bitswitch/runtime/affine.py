@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
+from bitswitch.quantizers.activation import ActivationQuantizer
 
 
 @torch.no_grad()
@@ -59,3 +60,9 @@ def normalisation(norm: nn.Module, norm_key: str | None) -> tuple[Tensor, Tensor
         factor = factor * chosen.weight.double()
     shift = -chosen.running_mean.double() * factor
     return factor, shift if chosen.bias is None else shift + chosen.bias.double()
+
+
+def input_numbers(quantizer: ActivationQuantizer, bits: int) -> tuple[float, int]:
+    """Return the scale of an input's codes at a width, and the code that stands for zero."""
+    zero_point = quantizer.zero_point_for(bits)
+    return float(quantizer.scale_for(bits).value()), 0 if zero_point is None else int(zero_point.value())

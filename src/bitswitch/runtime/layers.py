@@ -12,7 +12,7 @@ from bitswitch.errors import PrepareError
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
 from bitswitch.rounding import uint_range
-from bitswitch.runtime.affine import fold
+from bitswitch.runtime.affine import fold, input_numbers
 from bitswitch.runtime.configuration import Active, Configuration
 from bitswitch.runtime.kernels import FLOATS, quantize_rows, run_linear_planes, run_quantize_codes
 from bitswitch.runtime.stored import StoredWeight
@@ -84,10 +84,10 @@ class IntegerLayer(SwitchableLayer):
         """Return the integer codes W̃_l of the weight; see `SwitchableLayer.weight_codes`."""
         return self.stored.codes(self.bits if bits is None else bits)
 
-    def quantized_weight(self) -> Tensor:
-        """Return the weight at the active width: dequantized, float32, in the layer's own layout."""
+    def quantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight at the active width; see `SwitchableLayer.quantized_weight`."""
         bits = self.bits
-        return self.from_out_first(self.weight_quantizer.dequantize(self.stored.codes(bits), bits))
+        return self.from_out_first(self.weight_quantizer.dequantize(self.stored.codes(bits), bits)).to(dtype)
 
     def unfreeze(self) -> None:
         """Refuse: an engine cannot be trained."""
@@ -107,11 +107,11 @@ class IntegerLayer(SwitchableLayer):
             lambda: fold(self, bits),
             lambda item: sum(4 * part.numel() for part in item if part is not None),
         )
-        scale, zero_point = (None, None) if quantizer is None else quantizer._values(bits)
+        scale, zero_point = (None, DYNAMIC_ZERO_POINT) if quantizer is None else input_numbers(quantizer, bits)
         made = Operands(
             bits,
-            None if scale is None else float(scale),
-            DYNAMIC_ZERO_POINT if quantizer is None else 0 if zero_point is None else int(zero_point),
+            scale,
+            zero_point,
             uint_range(8 if quantizer is None else bits)[1],
             multiplier,
             bias,
