@@ -12,6 +12,7 @@ void bind_conv(nb::module_& module);
 void bind_gemm(nb::module_& module);
 void bind_gemv(nb::module_& module);
 void bind_quantize(nb::module_& module);
+void bind_program(nb::module_& module);
 }  // namespace bitswitch
 
 NB_MODULE(_native, module) {
@@ -23,4 +24,5 @@ NB_MODULE(_native, module) {
     bitswitch::bind_gemm(module);
     bitswitch::bind_gemv(module);
     bitswitch::bind_quantize(module);
+    bitswitch::bind_program(module);
 }
