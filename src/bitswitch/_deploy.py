@@ -29,12 +29,14 @@ def deploy(
     bits: int | Mapping[str, int] | Precision | None = None,
     dynamic: bool = False,
     cache_bytes: int = 256 << 20,
+    fuse: bool = True,
 ) -> Engine:
     """Return an engine that executes a network's integers: no float weights, one affine map after every integer sum.
 
     Quantized layers hold bit planes only and read those that a width needs. `bitswitch.switch(engine, 4)` changes the
-    precision for later calls, `engine(x, precision=2)` that of one call. Layers that were left in full precision, and
-    everything between the layers, run as they are. Engines run on the CPU.
+    precision for later calls, `engine(x, precision=2)` that of one call. A network that `torch.fx` can trace runs as a
+    graph in which convolutions pass integer codes on; `engine.plan` shows it, or why it does not. What was left in
+    full precision, and everything else, runs as it is. Engines run on the CPU.
 
     Args:
         source: a prepared and calibrated model, trainable or loaded, which stays as it is; or the folder of a
@@ -45,7 +47,8 @@ def deploy(
         dynamic: run layers whose inputs were prepared to stay float (`activations=False`) as integers too: every row
             of their inputs (of a convolution: every image) is quantized to 8 bits with a scale of its own as it comes.
         cache_bytes: limit for what is derived from the planes and kept besides what the current precision needs, so
-            that going back to an earlier precision is fast.
+            that going back to an earlier precision is fast. Buffers that wait for the next call may take as much.
+        fuse: run the network as a graph if possible; otherwise module by module, as one does to debug it.
 
     Returns:
         The engine.
@@ -76,16 +79,16 @@ def deploy(
     if isinstance(source, nn.Module):
         if into is not None:
             raise ArgumentError("into= goes with a folder; the model given already is one")
-        return _deploy_model(source, bits, dynamic, cache)
+        return _deploy_model(source, bits, dynamic, cache, fuse)
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentError(f"deploy takes a model or the folder of a checkpoint; got {type(source).__name__}")
     if into is None:
         raise ArgumentError("deploying a folder needs into=, a float model of its architecture (on any device)")
-    return _deploy_folder(Path(source), into, bits, dynamic, cache)
+    return _deploy_folder(Path(source), into, bits, dynamic, cache, fuse)
 
 
 def _deploy_model(
-    model: nn.Module, bits: int | Mapping[str, int] | Precision | None, dynamic: bool, cache: DerivedCache
+    model: nn.Module, bits: int | Mapping[str, int] | Precision | None, dynamic: bool, cache: DerivedCache, fuse: bool
 ) -> Engine:
     network = unwrap(model)
     state = state_of(network)
@@ -95,7 +98,7 @@ def _deploy_model(
     weights = stored_weights(network, state, cache)
     reader = state.source if isinstance(state.source, FolderPlanes) else None
     own = copy_without(network, (layer for _, layer in iter_layers(network)), {id(state): None})
-    return Engine(own, _starting_at(state, precision), weights, reader, cache)
+    return Engine(own, _starting_at(state, precision), weights, reader, cache, fuse=fuse)
 
 
 def _deploy_folder(
@@ -104,6 +107,7 @@ def _deploy_folder(
     bits: int | Mapping[str, int] | Precision | None,
     dynamic: bool,
     cache: DerivedCache,
+    fuse: bool,
 ) -> Engine:
     config = read_config(folder)
     precision = config.precision if bits is None else Precision.of(bits)
@@ -122,7 +126,7 @@ def _deploy_folder(
         else:
             weights[name] = StoredWeight.from_codes(name, quantizers.pop(codes), entry.bits[0], derived=cache)
     reader = FolderPlanes(folder.absolute(), config)
-    return Engine(network, _starting_at(state, precision), with_aliases(weights, state), reader, cache)
+    return Engine(network, _starting_at(state, precision), with_aliases(weights, state), reader, cache, fuse=fuse)
 
 
 def _starting_at(state: ModelState, precision: Precision) -> ModelState:

@@ -117,7 +117,7 @@ def summary(model: nn.Module) -> Summary:
     (64, 112, 232)
     """
     state = state_of(model, engines=True)
-    note = state.note if isinstance(state, EngineState) else ""
+    note = state.note() if isinstance(state, EngineState) else ""
     return Summary(state.table, state.bits, state.options.shared, note)
 
 

@@ -89,63 +89,80 @@ def test_threads_may_deploy_copies_and_read_planes_at_once(model: nn.Module, tmp
     assert engine.network.get_submodule("plain").num_planes == 8
 
 
+class Pause(nn.Module):
+    """Does something that a trace must not look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action: Any = lambda: None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.isfinite().all()):
+            self.action()
+        return x
+
+
 class Halting(nn.Module):
     """Two layers with a pause between them, in which a test switches."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(8, 8)
+        self.pause = Pause()
         self.second = nn.Linear(8, 8)
-        self.between: Any = lambda: None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.first(x))
-        self.between()
-        return self.second(x)
+        return self.second(self.pause(torch.relu(self.first(x))))
 
 
-def halting() -> tuple[Engine, Halting, Tensor]:
+def halting(*, fuse: bool = True) -> tuple[Engine, Halting, Tensor]:
     torch.manual_seed(0)
     x = torch.randn(4, 8)
     model = bs.prepare(Halting(), BITS, force="*", example_inputs=x)
     bs.calibrate(model, [x])
-    engine = bs.deploy(model)
+    engine = bs.deploy(model, fuse=fuse)
     network = engine.network
     assert isinstance(network, Halting)
     return engine, network, x
 
 
-def test_a_call_ends_at_the_precision_that_it_began_with() -> None:
-    engine, network, x = halting()
+either = pytest.mark.parametrize("fuse", [True, False], ids=["graph", "modules"])
+
+
+@either
+def test_a_call_ends_at_the_precision_that_it_began_with(fuse: bool) -> None:
+    engine, network, x = halting(fuse=fuse)
     expected = engine(x, precision=8)
-    network.between = lambda: bs.switch(engine, 2)
+    network.pause.action = lambda: bs.switch(engine, 2)
     assert torch.equal(engine(x, precision=8), expected)
     bs.switch(engine, 8)
     assert torch.equal(engine(x), expected)
     assert engine.precision == bs.Precision.of(2)
 
 
-def test_calls_inside_calls_have_precisions_of_their_own() -> None:
-    engine, network, x = halting()
+@either
+def test_calls_inside_calls_have_precisions_of_their_own(fuse: bool) -> None:
+    engine, network, x = halting(fuse=fuse)
     pure = {bits: engine(x, precision=bits) for bits in BITS}
     inner: list[Tensor] = []
 
     def call() -> None:
-        network.between = lambda: None
+        network.pause.action = lambda: None
         inner.append(engine(x, precision=2))
 
-    network.between = call
+    network.pause.action = call
     assert torch.equal(engine(x, precision=8), pure[8])
     assert torch.equal(inner[0], pure[2])
 
 
-def test_after_an_error_the_thread_is_back_at_the_live_precision() -> None:
-    engine, network, x = halting()
+@either
+def test_after_an_error_the_thread_is_back_at_the_live_precision(fuse: bool) -> None:
+    engine, network, x = halting(fuse=fuse)
 
     def fail() -> None:
         raise RuntimeError("stop")
 
-    network.between = fail
+    network.pause.action = fail
     with pytest.raises(RuntimeError, match="stop"):
         engine(x, precision=2)
     assert network.first.bits == 8

@@ -166,11 +166,11 @@ class EngineState(ModelState):
 
     Attributes:
         switch_to: runs the engine at a precision, given its resolved widths by layer, from now on.
-        note: how the network is run, for people.
+        note: returns how the network is run, for people.
     """
 
     switch_to: Callable[[Precision, Mapping[str, int]], None] = field(kw_only=True)
-    note: str = field(default="", kw_only=True)
+    note: Callable[[], str] = field(kw_only=True)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

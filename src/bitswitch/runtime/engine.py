@@ -38,6 +38,7 @@ class Engine(nn.Module):
         weights: stored weights by layer.
         reader: where missing planes can be read, or None.
         cache: of what is derived from the weights.
+        fuse: whether to run the network as a graph if it can be turned into one.
         active: what integer layers ask for their configuration, if the network has been converted.
     """
 
@@ -48,6 +49,8 @@ class Engine(nn.Module):
         weights: Mapping[str, StoredWeight],
         reader: PlaneReader | None,
         cache: DerivedCache,
+        *,
+        fuse: bool = True,
         active: Active | None = None,
     ) -> None:
         super().__init__()
@@ -64,7 +67,8 @@ class Engine(nn.Module):
             make_integer(network, state, weights, self._active)
         self.network = network
         self.training = False
-        self._executor: Executor = choose_executor(network, state, self._weights)
+        self._fuse = fuse
+        self._executor: Executor = choose_executor(network, self._weights, cache, fuse=fuse)
         self.__dict__["_bitswitch"] = EngineState(
             state.bits,
             state.table,
@@ -72,7 +76,7 @@ class Engine(nn.Module):
             state.options,
             calibrated=True,
             switch_to=self._switch_to,
-            note=self._executor.describe().partition("\n")[0],
+            note=lambda: self.plan.partition("\n")[0],
         )
         self._switch_to(state.precision, state.precision.resolve(state.table.available))
 
@@ -108,7 +112,7 @@ class Engine(nn.Module):
         outer = getattr(local, "configuration", None)
         local.configuration = configuration
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
                 return self._executor.run(configuration, args, kwargs)
         finally:
             local.configuration = outer
@@ -191,7 +195,7 @@ class Engine(nn.Module):
         memo[id(self._active)] = active
         memo.update({id(weight): weight for weight in self._weights.values()})
         network = copy.deepcopy(self.network, memo)
-        return Engine(network, replace(state), self._weights, self._reader, self.cache, active)
+        return Engine(network, replace(state), self._weights, self._reader, self.cache, fuse=self._fuse, active=active)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise PrepareError(

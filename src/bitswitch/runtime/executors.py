@@ -6,17 +6,27 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from bitswitch.layers.table import ModelState
+from bitswitch.runtime.cache import DerivedCache
 from bitswitch.runtime.configuration import Executor, ModuleExecutor
+from bitswitch.runtime.graph.execute import GraphExecutor
+from bitswitch.runtime.graph.purity import UntraceableError
 from bitswitch.runtime.stored import StoredWeight
 
 
-def choose_executor(network: nn.Module, state: ModelState, weights: Mapping[str, StoredWeight]) -> Executor:
+def choose_executor(
+    network: nn.Module, weights: Mapping[str, StoredWeight], cache: DerivedCache, *, fuse: bool
+) -> Executor:
     """Return the fastest executor that can run a network.
 
     Args:
         network: the network, with integer layers.
-        state: what is known of it.
         weights: stored weights by layer.
+        cache: of what is derived from them.
+        fuse: whether to run it as a graph if it can be turned into one.
     """
-    return ModuleExecutor(network)
+    if not fuse:
+        return ModuleExecutor(network, "fuse=False")
+    try:
+        return GraphExecutor(network, weights, cache)
+    except UntraceableError as error:
+        return ModuleExecutor(network, str(error))

@@ -1,0 +1,1 @@
+"""Whole networks as graphs, with integer codes between their layers."""

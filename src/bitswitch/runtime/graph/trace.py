@@ -1,0 +1,78 @@
+"""Trace a prepared network with torch.fx: which operation feeds which, with quantized layers as single nodes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from bitswitch.layers.attention import ProjectedMultiheadAttention
+from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.modes import in_mode
+from bitswitch.layers.norm import PerWidthNorm
+from bitswitch.runtime.graph.purity import UntraceableError, simplify
+
+# Retries of a trace, each with one more module that is not looked into.
+_MAX_RETRIES = 64
+_SIMPLE = (type(None), bool, int, float, str)
+
+
+class _Tracer(fx.Tracer):
+    """Look into modules down to layers, normalisations, what PyTorch brings, and modules given as opaque."""
+
+    def __init__(self, opaque: set[nn.Module]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.entered: list[nn.Module] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, (SwitchableLayer, PerWidthNorm, ProjectedMultiheadAttention)) or m in self.opaque:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Left in place by an exception, so that the innermost module that cannot be traced is known.
+        self.entered.append(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.entered.pop()
+        return result
+
+
+def trace_network(model: nn.Module) -> fx.Graph:
+    """Trace a network in evaluation mode.
+
+    A module whose `forward` cannot be traced (control flow that depends on data) becomes one opaque node. Arguments of
+    the network that have a default value are fixed at it. Operations in place are replaced by their pure form.
+
+    Args:
+        model: a prepared network; its mode is restored.
+
+    Returns:
+        The graph; the targets of its `call_module` nodes are names in `model`.
+
+    Raises:
+        UntraceableError: the network's own `forward` cannot be traced.
+    """
+    if isinstance(model, (SwitchableLayer, PerWidthNorm, ProjectedMultiheadAttention)):
+        raise UntraceableError("the network is a single layer")
+    opaque: set[nn.Module] = set()
+    for _ in range(_MAX_RETRIES):
+        tracer = _Tracer(opaque)
+        try:
+            with in_mode(model, training=False), torch.no_grad():
+                graph = tracer.trace(model, _fixed_arguments(model))
+        except Exception as error:  # anything at all may come out of a foreign forward
+            if not tracer.entered:
+                raise UntraceableError(f"torch.fx cannot trace it: {str(error).splitlines()[0][:200]}") from error
+            opaque.add(tracer.entered[-1])
+            continue
+        simplify(graph, dict(model.named_modules()))
+        return graph
+    raise UntraceableError("too many of its modules cannot be traced")
+
+
+def _fixed_arguments(model: nn.Module) -> dict[str, Any]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and isinstance(p.default, _SIMPLE)}

@@ -1,0 +1,91 @@
+"""Run the operations of a plan that are left to PyTorch, and handle what they take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from bitswitch.runtime.graph.geometry import ShapeError
+from bitswitch.runtime.graph.nodes import ConvNode
+from bitswitch.runtime.graph.operands import Bound
+
+
+def attribute_of(model: nn.Module, target: str) -> Any:
+    """Return a tensor or another attribute of a network by its dotted name."""
+    value: Any = model
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mapping[str, Any]], Any]:
+    """Return a function from values by name to the result of a traced operation."""
+    if node.op == "get_attr":
+        constant = attribute_of(model, str(node.target))
+        return lambda values: constant
+    args, kwargs, target = node.args, dict(node.kwargs), node.target
+    function: Any = target
+    if node.op == "call_module":
+        function = bound.modules[str(target)]
+    if node.op == "call_method":
+        name = str(target)
+
+        def call_method(values: Mapping[str, Any]) -> Any:
+            first, *rest = map_arg(args, lambda item: values[item.name])
+            return getattr(first, name)(*rest, **map_arg(kwargs, lambda item: values[item.name]))
+
+        return call_method
+    if len(args) == 1 and isinstance(args[0], fx.Node) and not kwargs:
+        only = args[0].name
+        return lambda values: function(values[only])
+
+    def call(values: Mapping[str, Any]) -> Any:
+        given = map_arg(args, lambda item: values[item.name])
+        return function(*given, **map_arg(kwargs, lambda item: values[item.name]))
+
+    return call
+
+
+def as_nhwc(value: Any) -> Tensor:
+    """Return a float32 tensor (N, C, H, W) with its channels last in memory, copied only where it must be.
+
+    Raises:
+        ShapeError: it has another number of dimensions.
+    """
+    tensor = as_float(value)
+    if tensor.dim() != 4:
+        raise ShapeError(f"expected four dimensions, not the shape {tuple(tensor.shape)}")
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def as_float(value: Any) -> Tensor:
+    """Return a tensor in float32."""
+    return value if value.dtype is torch.float32 else value.float()
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor (N, C, H, W) has its channels last in memory, and not also first."""
+    if tensor.dim() != 4 or tensor.is_contiguous():
+        return False
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def summand(node: ConvNode, value: Any, shape: tuple[int, ...]) -> Tensor:
+    """Return what a convolution adds, with its channels last in memory.
+
+    Raises:
+        ShapeError: it does not have the shape (N, C, H, W) of the convolution's output.
+    """
+    tensor = as_float(value)
+    if tuple(tensor.shape) != shape:
+        raise ShapeError(f"{node.addition} adds {tuple(tensor.shape)} to {shape}", node.addition)
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def view_nchw(buffer: Tensor) -> Tensor:
+    """View a buffer (N, H, W, C) as PyTorch's (N, C, H, W), channels last."""
+    return buffer.permute(0, 3, 1, 2)

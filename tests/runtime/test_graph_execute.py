@@ -1,0 +1,246 @@
+"""Whole networks on the compiled kernels, against the same plan on references and against the trained network."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bitswitch as bs
+from bitswitch import kernels
+from bitswitch.layers.base import iter_layers
+from bitswitch.layers.table import state_of
+from bitswitch.models.resnet_cifar import resnet20_cifar
+from bitswitch.runtime.graph.geometry import ShapeError
+from tests.networks import images, residual
+from tests.runtime.graph_networks import OnGraph, calibrated
+
+BITS = (8, 4, 3, 2)
+
+
+class Block(nn.Module):
+    """One random step of a random network."""
+
+    def __init__(self, channels: int, out: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.options = options
+        groups = {"plain": 1, "grouped": 2, "depthwise": channels}[options["groups"]]
+        out = channels if options["residual"] == "identity" or groups > 2 else out
+        stride = 1 if options["residual"] == "identity" else options["stride"]
+        kernel = options["kernel"]
+        self.conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=options["bias"])
+        self.norm = nn.BatchNorm2d(out) if options["norm"] else nn.Identity()
+        self.down = nn.Conv2d(channels, out, 1, stride) if options["residual"] == "projection" else nn.Identity()
+        self.pool = {"none": nn.Identity(), "max": nn.MaxPool2d(3, 2, 1), "ceil": nn.MaxPool2d(2, ceil_mode=True)}[
+            options["pool"]
+        ]
+        self.out = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        if self.options["residual"] != "none":
+            y = self.down(x) + y if self.options["swap"] else y + self.down(x)
+        activation = self.options["activation"]
+        if activation == "relu":
+            y = F.relu(y)
+        elif activation == "relu6":
+            y = F.relu6(y)
+        elif activation == "hardtanh":
+            y = F.hardtanh(y, -0.5, 0.75)
+        elif activation == "silu":
+            y = F.silu(y)
+        y = self.pool(y)
+        return torch.cat([y, y[:, :2] * 2], 1) if self.options["concat"] else y
+
+
+class Network(nn.Module):
+    """A stem, random blocks, and a head."""
+
+    def __init__(self, blocks: list[dict[str, Any]], head: str) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        channels, steps = 6, []
+        for options in blocks:
+            steps.append(Block(channels, options["out"], options))
+            channels = steps[-1].out + (2 if options["concat"] else 0)
+        self.blocks = nn.Sequential(*steps)
+        self.squeeze = nn.Conv2d(channels, channels, 1) if head == "squeeze" else None
+        self.head, self.classifier = nn.Linear(channels, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x))
+        if self.squeeze is not None:
+            x = x * torch.sigmoid(self.squeeze(F.adaptive_avg_pool2d(x, 1)))
+        return self.classifier(F.relu(self.head(F.dropout(x.mean((2, 3)), training=self.training))))
+
+
+BLOCKS = st.fixed_dictionaries(
+    {
+        "groups": st.sampled_from(["plain", "plain", "grouped", "depthwise"]),
+        "out": st.sampled_from([2, 6, 18]),
+        "stride": st.sampled_from([1, 2]),
+        "kernel": st.sampled_from([1, 3, 5]),
+        "bias": st.booleans(),
+        "norm": st.booleans(),
+        "residual": st.sampled_from(["none", "none", "identity", "projection"]),
+        "swap": st.booleans(),
+        "activation": st.sampled_from(["relu", "relu6", "hardtanh", "silu", "none"]),
+        "pool": st.sampled_from(["none", "none", "none", "max", "ceil"]),
+        "concat": st.booleans(),
+    }
+)
+
+
+def mixed_map(model: nn.Module, data: st.DataObject) -> dict[str, int]:
+    available = state_of(model).table.available
+    return {name: data.draw(st.sampled_from(widths), label=name) for name, widths in available.items()}
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_random_networks_equal_their_reference(data: st.DataObject) -> None:
+    blocks = data.draw(st.lists(BLOCKS, min_size=1, max_size=4))
+    head = data.draw(st.sampled_from(["plain", "squeeze"]))
+    torch.manual_seed(0)
+    network = Network(blocks, head)
+    size = data.draw(st.integers(9, 14))
+    x = torch.randn(data.draw(st.integers(1, 3)), 3, size, size)
+    options: dict[str, Any] = {
+        "first_last": data.draw(st.sampled_from(["float", 8])),
+        "granularity": data.draw(st.sampled_from(["tensor", "channel"])),
+    }
+    graph = OnGraph(calibrated(network, torch.randn(8, 3, size, size), bits=BITS, **options))
+    for precision in (8, 2, mixed_map(graph.model, data)):
+        bound = graph.bind(precision, None)
+        out = graph.run(bound, x)
+        torch.testing.assert_close(out, graph.reference(bound, x), rtol=0, atol=0)
+        # Again, in the buffers that the first run has left, and in another memory layout.
+        again = graph.run(bound, x.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(again, out, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("first_last", ["float", 8])
+def test_resnet20_agrees_with_the_trained_network(first_last: Any) -> None:
+    torch.manual_seed(0)
+    graph = OnGraph(calibrated(resnet20_cifar(), torch.randn(16, 3, 32, 32), bits=BITS, first_last=first_last))
+    x = torch.randn(8, 3, 32, 32)
+    for precision in (8, 4, {"layer1.0.conv1": 8, "layer2.0.conv1": 2, "layer3.2.conv2": 4}):
+        bound = graph.bind(precision, None if isinstance(precision, int) else 3)
+        out = graph.run(bound, x)
+        assert torch.equal(out, graph.reference(bound, x))
+        with torch.no_grad():
+            trained = graph.model(x)
+        # Sums in another order flip some codes; a wrong scale would be far outside.
+        assert float((out - trained).abs().mean() / trained.abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_torchvision_networks_equal_their_reference(name: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    network = getattr(torchvision.models, name)(weights=None, num_classes=10)
+    graph = OnGraph(calibrated(network, torch.randn(4, 3, 64, 64), first_last=8))
+    x = torch.randn(2, 3, 64, 64)
+    for bits in (8, 2):
+        bound = graph.bind(bits)
+        assert torch.equal(graph.run(bound, x), graph.reference(bound, x))
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+def test_instruction_sets_agree(isa: str) -> None:
+    native = kernels.native
+    if native is None:
+        pytest.skip("no compiled kernels")
+    graph = OnGraph(calibrated(residual(), images(8), bits=BITS, first_last=8))
+    bound, before = graph.bind(4), native.active_isa()
+    expected = graph.reference(bound, images(3))
+    try:
+        native.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"no {isa} here")
+    try:
+        assert torch.equal(graph.run(bound, images(3)), expected)
+    finally:
+        native.set_isa(before)
+
+
+class Broadcast(nn.Module):
+    """Adds what has another shape, pools what has no batch, and takes an optional argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor, scale: float = 1.0, other: Tensor | None = None) -> dict[str, Tensor]:
+        x = F.relu(self.first(x))
+        y = F.relu(x.amax((2, 3), keepdim=True) + self.conv(x))
+        pooled = self.pool(y[0])[None]
+        return {"out": self.last(pooled) * scale, "same": pooled} if other is None else {"other": other}
+
+
+def test_shapes_that_kernels_do_not_take_are_left_to_pytorch() -> None:
+    torch.manual_seed(0)
+    graph = OnGraph(calibrated(Broadcast(), torch.randn(4, 3, 8, 8), first_last=8))
+    bound, x = graph.bind(8), torch.randn(2, 3, 8, 8)
+    out, expected = graph.run(bound, x), graph.reference(bound, x)
+    assert out.keys() == {"out", "same"}
+    assert torch.equal(out["out"], expected["out"])
+    with torch.no_grad():
+        trained = graph.model(x)
+    assert torch.allclose(out["out"], trained["out"], atol=0.05)
+    assert graph.run(bound, x=x, scale=1.0)["out"].equal(out["out"])
+    with pytest.raises(ShapeError, match="'scale'"):
+        graph.run(bound, x, 2.0)
+    with pytest.raises(ShapeError, match="3 channels"):
+        graph.run(bound, torch.randn(2, 5, 8, 8))
+
+
+def test_outputs_are_not_views_of_buffers() -> None:
+    graph = OnGraph(calibrated(residual(), images(8), bits=BITS, first_last=8))
+    bound = graph.bind(8)
+    first = graph.run(bound, images(3))
+    kept = first.clone()
+    graph.run(bound, images(3, seed=5))
+    assert torch.equal(first, kept)
+
+
+def test_threads_and_shapes_do_not_disturb_each_other() -> None:
+    graph = OnGraph(calibrated(residual(), images(8), bits=BITS, first_last=8))
+    bounds = {bits: graph.bind(bits) for bits in BITS}
+    cases = [(bits, images(count, seed=count)) for bits in BITS for count in (1, 2, 5)]
+    expected = [graph.reference(bounds[bits], x) for bits, x in cases]
+    wrong: list[int] = []
+
+    def work(offset: int) -> None:
+        for step in range(30):
+            index = (offset + step) % len(cases)
+            bits, x = cases[index]
+            if not torch.equal(graph.run(bounds[bits], x), expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_deployed_networks_run_as_graphs() -> None:
+    model = calibrated(residual(), images(8), bits=BITS)
+    engine = bs.deploy(model)
+    assert "as a graph" in engine.plan
+    x = images(3)
+    for bits in BITS:
+        bs.switch(model, bits)
+        with torch.no_grad():
+            trained = model(x)
+        assert torch.allclose(engine(x, precision=bits), trained, rtol=0.05, atol=0.05 * float(trained.abs().max()))
+    assert all(layer.bits == 8 for _, layer in iter_layers(engine))
