@@ -1,9 +1,7 @@
 """The quantizers of training in plain PyTorch: what the compiled kernels equal, and what runs where there are none.
 
-The gradient of a scale needs no pass of its own over the data: with y the quantized tensor, x the input and
-g_x = g · [n < v < p] the gradient that reaches it, Σ g·(code − v) over the inside and Σ g·n or Σ g·p over the outside
-are together (Σ g·y − Σ g_x·x) / s. Under torch.compile all of it is pointwise work and sums, which a compiler fuses
-with the normalisation and the activation around it.
+Under torch.compile all of it is pointwise work and sums, which a compiler fuses with the normalisation and the
+activation around it. Only the inputs are kept for the backward pass: to round them again is cheaper than to read more.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from bitswitch.rounding import dequantize, double_round, int_range
 
 def _contract(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
     """Return Σ a·b over the elements that share one scale of `shape`, in float32."""
-    if len(shape) == 0 and not torch.compiler.is_compiling():
+    if len(shape) == 0:
         # One pass over memory for a scalar scale, which is the case that training spends its time on.
         if a.is_contiguous() and b.is_contiguous():
             return torch.dot(a.view(-1), b.view(-1))
@@ -28,33 +26,41 @@ def _contract(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
     return torch.mul(a, b).sum_to_size(shape)
 
 
+def _scale_gradient(grad: Tensor, codes: Tensor, inside: Tensor, position: Tensor, shape: torch.Size) -> Tensor:
+    """Return Σ g·code − Σ g_x·v over the elements that share a scale, with g_x = g inside the range and 0 outside."""
+    if torch.compiler.is_compiling():
+        # One sum, whose terms a compiler fuses with what produces them.
+        return (grad * codes - inside * position).sum_to_size(shape)
+    return _contract(grad, codes, shape) - _contract(inside, position, shape)
+
+
 def weight_forward(weight: Tensor, scale: Tensor, stored_bits: int, bits: int) -> Tensor:
     """Return Ŵ of Eq. (3): the weight at `bits` bits, float32; the scale has the stored width and broadcasts to it."""
     return dequantize(double_round(weight, scale, stored_bits, bits), scale, stored_bits, bits)
 
 
 def weight_backward(
-    grad: Tensor, weight: Tensor, scale: Tensor, quantized: Tensor, stored_bits: int, bits: int, gain: float
+    grad: Tensor, weight: Tensor, scale: Tensor, stored_bits: int, bits: int, gain: float
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of weight and scale, Eq. (13).
 
     Args:
         grad: gradient of the quantized weight.
         weight: the weight, of any floating-point type.
-        scale: float32 scale of the stored width.
-        quantized: the float32 result of `weight_forward`.
+        scale: float32 scale of the stored width, which broadcasts to the weight.
         stored_bits: the stored width h.
         bits: the width l.
         gain: factor of the scale's gradient.
     """
     n, p = int_range(bits)
+    step = 2.0 ** (stored_bits - bits)
     grad = grad.float()
-    position = weight.float() / (scale * 2.0 ** (stored_bits - bits))
+    position = weight.float() / (scale * step)
     inside = torch.ops.aten.hardtanh_backward(grad, position, n, p)
+    codes = double_round(weight, scale, stored_bits, bits)
     # Ŵ = code · 2^Δ · s. Positions outside are multiplied by 0, which must not meet an infinite one.
-    of_codes = _contract(grad, quantized, scale.shape) / scale
-    of_positions = _contract(inside, position.clamp_(n, p), scale.shape) * 2.0 ** (stored_bits - bits)
-    return inside.to(weight.dtype), (of_codes - of_positions) * gain
+    total = _scale_gradient(grad, codes, inside, position.clamp_(n, p), scale.shape)
+    return inside.to(weight.dtype), total * (step * gain)
 
 
 class ReferenceWeight(torch.autograd.Function):
@@ -62,10 +68,9 @@ class ReferenceWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, stored_bits: int, bits: int, gain: float) -> Tensor:
-        quantized = weight_forward(weight, scale, stored_bits, bits)
-        ctx.save_for_backward(weight, scale, quantized)
+        ctx.save_for_backward(weight, scale)
         ctx.config = stored_bits, bits, gain
-        return quantized
+        return weight_forward(weight, scale, stored_bits, bits)
 
     @staticmethod
     @once_differentiable
@@ -75,62 +80,51 @@ class ReferenceWeight(torch.autograd.Function):
         return *weight_backward(grads[0], *ctx.saved_tensors, *ctx.config), None, None, None
 
 
+def _steps(quotient: Tensor, zero_point: Tensor | None, top: int) -> Tensor:
+    """Return code − zp, the multiple of the scale that each element is quantized to, given x / s."""
+    codes = quotient.round()
+    if zero_point is None:
+        return codes.clamp_(0, top)
+    return codes.add_(zero_point).clamp_(0, top).sub_(zero_point)
+
+
 def input_codes(x: Tensor, scale: Tensor, zero_point: Tensor | None, top: int) -> Tensor:
     """Return the codes 0 … top of Eq. (4), integer-valued float32."""
-    codes = (x.float() / scale).round_()
-    if zero_point is not None:
-        codes.add_(zero_point)
-    return codes.clamp_(0, top)
-
-
-def _steps(x: Tensor, scale: Tensor, zero_point: Tensor | None, top: int) -> Tensor:
-    """Return code − zp: the multiple of the scale that each element is quantized to."""
-    codes = input_codes(x, scale, zero_point, top)
-    return codes if zero_point is None else codes.sub_(zero_point)
+    steps = _steps(x.float() / scale, zero_point, top)
+    return steps if zero_point is None else steps.add_(zero_point)
 
 
 def input_forward(x: Tensor, scale: Tensor, zero_point: Tensor | None, top: int) -> Tensor:
     """Return X̂ of Eq. (5), of the type of `x`."""
-    return _steps(x, scale, zero_point, top).mul_(scale).to(x.dtype)
+    return _steps(x.float() / scale, zero_point, top).mul_(scale).to(x.dtype)
 
 
 def input_backward(
-    grad: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    quantized: Tensor | None,
-    top: int,
-    gain: float,
+    grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, top: int, gain: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of input, scale and zero point, Eq. (13)–(14).
 
     Args:
         grad: gradient of the quantized input.
-        x: the input.
+        x: the input, of any floating-point type.
         scale: float32 scalar.
         zero_point: float32 scalar or None.
-        quantized: the float32 result of `input_forward` if it is there; a half-precision one is too coarse to take the
-            scale's gradient from, so the codes are then computed again.
         top: the largest code.
         gain: factor of the scale's gradient.
     """
     grad = grad.float()
     position = x.float() / scale
+    steps = _steps(position, zero_point, top)
     if zero_point is not None:
         position += zero_point
     inside = torch.ops.aten.hardtanh_backward(grad, position, 0, top)
-    if quantized is None:
-        of_codes = _contract(grad, _steps(x, scale, zero_point, top), scale.shape)
-    else:
-        of_codes = _contract(grad, quantized, scale.shape) / scale
     # As for weights, clamping spares 0 · ∞.
-    grad_scale = of_codes - _contract(inside, position.clamp_(0, top), scale.shape)
+    position.clamp_(0, top)
     grad_zero_point = None
     if zero_point is not None:
-        passed = inside.sum()
-        grad_scale = grad_scale + zero_point * passed
-        grad_zero_point = (passed - grad.sum()) * scale
+        position -= zero_point
+        grad_zero_point = (inside.sum() - grad.sum()) * scale
+    grad_scale = _scale_gradient(grad, steps, inside, position, scale.shape)
     return inside.to(x.dtype), grad_scale * gain, grad_zero_point
 
 
@@ -139,10 +133,9 @@ class ReferenceInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, top: int, gain: float) -> Tensor:
-        quantized = input_forward(x, scale, zero_point, top)
-        ctx.save_for_backward(x, scale, zero_point, quantized if x.dtype == torch.float32 else None)
+        ctx.save_for_backward(x, scale, zero_point)
         ctx.config = top, gain
-        return quantized
+        return input_forward(x, scale, zero_point, top)
 
     @staticmethod
     @once_differentiable

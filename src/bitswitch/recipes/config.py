@@ -167,6 +167,8 @@ class RunConfig:
     """Type of the forward passes in training."""
     channels_last: bool = False
     """Memory format of images and convolutions."""
+    compile: bool = False
+    """Run joint training under torch.compile, one graph a width; needs a C++ compiler, or a GPU."""
     deterministic: bool = True
     """Refuse operations that give other results in every run; they are rare on CPUs."""
     eval_batch_size: int = 512

@@ -149,6 +149,7 @@ class JointPhase(_Base):
             autocast=autocast_type(recipe),
             schedule=config.schedule,
             sampler=sampler,
+            compile=recipe.run.compile,
         )
 
     def step(self, batch: Any) -> Mapping[int, Mapping[str, float]]:

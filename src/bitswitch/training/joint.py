@@ -18,6 +18,7 @@ from bitswitch.switching import switch
 from bitswitch.training import alrs as alrs_rules
 from bitswitch.training import losses
 from bitswitch.training import schedule as schedules
+from bitswitch.training._compiled import CompiledWidths
 from bitswitch.training._modes import preserved
 from bitswitch.training._pair import OptimizerPair
 from bitswitch.training._scales import ScaleRule, first_bad, maxima_of
@@ -75,6 +76,8 @@ class JointTrainer:
         autocast: type for torch.autocast in the forward pass, such as torch.bfloat16; losses are float32.
         schedule: "cosine" (to 0, no warm-up), "constant", or a function (step, total_steps) → factor of λ.
         sampler: draws a precision for every width's turn; uniform widths by default.
+        compile: run forward and backward passes under torch.compile: True, or its arguments, such as
+            {"mode": "max-autotune"}. Each width is compiled in its first step; batches should have one shape.
 
     Raises:
         PrepareError: the model is not prepared, or holds stored integers.
@@ -101,6 +104,7 @@ class JointTrainer:
         autocast: torch.dtype | None = None,
         schedule: schedules.ScheduleLike = "cosine",
         sampler: Sampler | None = None,
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         if alrs == "auto":
             alrs = None if algorithm == "accumulate" else "factor"
@@ -120,6 +124,8 @@ class JointTrainer:
         self.autocast = autocast
         self.schedule = schedules.resolve(schedule)
         self.sampler: Sampler = Uniform() if sampler is None else sampler
+        options = {} if isinstance(compile, bool) else compile
+        self._compiled = None if compile is False else CompiledWidths(model, options)
         self._accumulate = algorithm == "accumulate"
         self._rule = ScaleRule(alrs, alrs_scope == "weight+activation", moments == "separate")
         max_norm = None if clip_grad_norm is None else non_negative("clip_grad_norm", clip_grad_norm)
@@ -179,8 +185,9 @@ class JointTrainer:
         layers = state_of(self.network).table.available
         precision = self.sampler.sample(step=self.num_steps, total_steps=self.total_steps, bits=bits, layers=layers)
         switch(self.network, precision)
+        model = self.model if self._compiled is None else self._compiled.at(precision)
         with self._autocast_context():
-            task, logits = losses.evaluate_loss(self.loss_fn, self.model, batch)
+            task, logits = losses.evaluate_loss(self.loss_fn, model, batch)
         total, distance = task, None
         if self.distill is not None:
             total, distance = self.distill.combine(task, logits, teacher)
