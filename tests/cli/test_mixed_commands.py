@@ -165,8 +165,21 @@ def test_frontier(
     monkeypatch.setattr(bitswitch.training, "evaluate", refuse)
     assert main(words) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
-    assert main([*words, "--metric", "top5"]) == 1
+    assert main([*words, "--reestimate", "32"]) == 1
     assert "measurements of another network or other data" in capsys.readouterr().err
+
+
+def test_frontier_with_statistics_of_its_own(run: Path, tmp_path: Path) -> None:
+    words = ["--average-bits", "4", "--random", "0", "--rounds", "0"]
+    for count in ("0", "48"):
+        output = tmp_path / count
+        assert main(["frontier", str(run), *words, "--reestimate", count, "--output", str(output)]) == 0
+    plain, own = (read(tmp_path / count / "frontier.json") for count in ("0", "48"))
+    assert (plain["reestimate"], own["reestimate"]) == (0, 48)
+    assert [row["precision"] for row in plain["subnets"]] == [row["precision"] for row in own["subnets"]]
+    scores = [[row["search_accuracy"] for row in found["subnets"]] for found in (plain, own)]
+    assert scores[0] != scores[1]
+    assert plain["correlations"] == {}
 
 
 def test_prints_of_c_code_are_thrown_away(capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bitswitch.data import Loader
     from bitswitch.mixed import Exploration, Measured, Measurements, RankCorrelation, SearchSpace, Sensitivity
     from bitswitch.recipes.config import DataConfig
-    from bitswitch.recipes.trained import ImageParts, Trained
+    from bitswitch.recipes.trained import FirstBatches, ImageParts, Trained
     from bitswitch.report.frontier import FrontierData
 
 _ABOUT = (
@@ -27,6 +27,7 @@ _ABOUT = (
     "what local search by accuracy makes of it, and random SubNets. The same command goes on where it was stopped."
 )
 JSON_NAME, CSV_NAME, PLOT_NAME, WIDTHS_NAME = "frontier.json", "frontier.csv", "frontier.png", "frontier_widths.png"
+_LEAST = {"points": 1, "random": 0, "seeds": 1, "rounds": 0, "neighbours": 1, "reestimate": 0, "batch_size": 1}
 SEARCH_SCORES, UNSEEN_SCORES = "scores_search.json", "scores_unseen.json"
 
 
@@ -46,6 +47,8 @@ class FrontierOptions(BudgetOptions, TrainedOptions):
     """SubNets that a round measures."""
     search_share: float = 0.5
     """Share of the held-out images that choices are made on, if the recipe keeps no images for validation."""
+    reestimate: int = 0
+    """Training images that every SubNet's BatchNorm statistics are estimated on anew; 0 leaves those of training."""
     metric: Literal["accuracy", "top5"] = "accuracy"
     """Share of right answers, or of answers among the best five."""
     batch_size: int = 512
@@ -57,14 +60,7 @@ class FrontierOptions(BudgetOptions, TrainedOptions):
 def run(arguments: Sequence[str]) -> None:
     """Run the command with the words after its name."""
     options = tyro.cli(FrontierOptions, prog="bitswitch frontier", description=_ABOUT, args=arguments)
-    for name, least in (
-        ("points", 1),
-        ("random", 0),
-        ("seeds", 1),
-        ("rounds", 0),
-        ("neighbours", 1),
-        ("batch_size", 1),
-    ):
+    for name, least in _LEAST.items():
         if getattr(options, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}; got {getattr(options, name)}")
     from bitswitch.training import distributed
@@ -80,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _explore(options: FrontierOptions) -> None:
     from bitswitch.cli.search import search_space
-    from bitswitch.recipes.trained import Trained, image_parts, images_of, open_images
+    from bitswitch.recipes.trained import FirstBatches, Trained, image_parts, images_of, open_images
     from bitswitch.training import distributed
 
     trained = Trained.open(options.trained)
@@ -90,8 +86,11 @@ def _explore(options: FrontierOptions) -> None:
     sensitivity = load_sensitivity(options.sensitivity, options, trained, model)
     space = search_space(options, options, trained, model, sensitivity)
     budgets = _budgets(options, space)
-    parts = image_parts(open_images(trained, images, options.batch_size, device), options.search_share)
-    run = _Run(options, trained, model.to(device), parts, images)
+    source = open_images(trained, images, options.batch_size, device)
+    parts = image_parts(source, options.search_share)
+    batch = min(options.batch_size, max(1, options.reestimate))
+    statistics = FirstBatches(source.calibration(batch), -(-options.reestimate // batch))
+    run = _Run(options, trained, model.to(device), parts, statistics, images)
     with silent_solver():
         found = run.explore(space, budgets)
     data = run.unseen(found, sensitivity)
@@ -125,6 +124,7 @@ class _Run:
     trained: Trained
     model: nn.Module
     parts: ImageParts
+    statistics: FirstBatches
     images: DataConfig
 
     def explore(self, space: SearchSpace, budgets: Sequence[Mapping[str, float]]) -> Exploration:
@@ -157,6 +157,7 @@ class _Run:
         scores = {row.subnet.precision: row.score for row in measured}
         about = {
             "metric": self.options.metric,
+            "reestimate": self.options.reestimate,
             "objective": self.options.objective,
             "search_images": {"which": self.parts.names[0], "number": self.parts.search.num_samples},
             "unseen_images": {"which": self.parts.names[1], "number": self.parts.final.num_samples},
@@ -176,18 +177,25 @@ class _Run:
         return rank_correlations(rows, proxies)
 
     def _measurements(self, images: Loader, name: str, part: str) -> Measurements:
-        from bitswitch.mixed import Measurements
+        from bitswitch.mixed import Measurements, reestimated
         from bitswitch.precision import Precision
         from bitswitch.training import evaluate
 
         def accuracies(precisions: Sequence[Precision]) -> list[float]:
-            return list(evaluate(self.model, images, precisions, self.options.metric).values())
+            if not self.options.reestimate:
+                return list(evaluate(self.model, images, precisions, self.options.metric).values())
+            found = []
+            for precision in precisions:
+                with reestimated(self.model, precision, self.statistics):
+                    found += evaluate(self.model, images, [precision], self.options.metric).values()
+            return found
 
         data = self.images
         which = (data.kind, data.image_size, data.validation, data.split_seed, data.max_train, data.max_eval)
         context = {
             "checkpoint": self.trained.identity(),
             "metric": self.options.metric,
+            "reestimate": self.options.reestimate,
             "images": [part, self.options.search_share, images.num_samples, *which],
         }
         # Decoding files costs more than the network does: several SubNets then share a pass over them.
