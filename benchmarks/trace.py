@@ -1,6 +1,6 @@
 """Compare estimators of the layers' traces at equal cost, and all layers' traces with PyHessian's of the whole network.
 
-    python benchmarks/trace.py runs/cifar10-resnet20-joint [--images 256] [--seconds 15] [--runs 2] [--json trace.json]
+    python benchmarks/trace.py runs/cifar10-resnet20-joint [--images 256] [--seconds 15] [--runs 3] [--json trace.json]
 
 The network is the float network of a run folder (or the weights of a checkpoint folder), the images are training images
 of its recipe. Every estimator gets the same processor time, and is run several times with other probes:
@@ -150,20 +150,22 @@ def compare(network: nn.Module, batches: Batches, seconds: float, runs: int) -> 
 
 
 def agreement(runs: list[Traces]) -> dict[str, Any]:
-    """Return how well runs agree: relative standard errors of the layers over the runs, and rank correlations."""
+    """Return how well runs agree: relative standard errors over the runs (of all layers in root mean square, and the
+    largest), and rank correlations.
+    """  # noqa: D205
     values = np.array([list(run.values()) for run in runs])
     errors = values.std(axis=0, ddof=1) / np.abs(values.mean(axis=0))
     pairs = itertools.combinations(values, 2)
     return {
         "rho": statistics.mean(float(spearmanr(a, b).statistic) for a, b in pairs),  # pyright: ignore
-        "median_error": float(np.median(errors)),
+        "typical_error": float(np.sqrt(np.mean(errors**2))),
         "largest_error": float(errors.max()),
         "traces": {name: float(value) for name, value in zip(runs[0], values.mean(axis=0), strict=True)},
     }
 
 
 def against_pyhessian(network: nn.Module, batches: Batches, rounds: int) -> dict[str, Any] | None:
-    """Take turns with PyHessian; return time × variance of the total of one round, or None if it is not there."""
+    """Take turns with PyHessian; return time and variance of the whole network's trace, or None if it is not there."""
     if importlib.util.find_spec("pyhessian") is None:
         return None
     from pyhessian import hessian  # pyright: ignore[reportMissingImports]
@@ -173,38 +175,48 @@ def against_pyhessian(network: nn.Module, batches: Batches, rounds: int) -> dict
         # About reference cycles: the gradients' graph is kept on purpose.
         warnings.simplefilter("ignore")
         other = hessian(network, F.cross_entropy, data=(inputs, targets), cuda=False)
-    passes = 2
 
-    def own(method: Literal["hessian", "gauss-newton"], seed: int) -> float:
-        return sum(estimate(network, batches, method, passes, seed).values())
+    def own(method: Literal["hessian", "gauss-newton"], seed: int) -> list[float]:
+        # A batch a call gives a variance for each, and so a better one for their mean.
+        return [sum(estimate(network, [batch], method, 2, seed + i).values()) for i, batch in enumerate(batches)]
 
-    turns: Mapping[str, Callable[[int], float]] = {
-        "PyHessian": lambda seed: float(np.mean(other.trace(maxIter=passes, tol=0))),
+    turns: Mapping[str, Callable[[int], list[float]]] = {
+        "PyHessian": lambda seed: other.trace(maxIter=2, tol=0),
         "hessian": lambda seed: own("hessian", seed),
         "gauss-newton": lambda seed: own("gauss-newton", seed),
     }
     torch.manual_seed(0)
     times: dict[str, list[float]] = {name: [] for name in turns}
-    totals: dict[str, list[float]] = {name: [] for name in turns}
+    values: dict[str, list[list[float]]] = {name: [] for name in turns}
     for turn in range(rounds + 1):
         for name, function in turns.items():
             begin = time.perf_counter()
-            total = function(turn)
+            found = function(turn * len(batches))
             # The first round warms up.
             if turn:
                 times[name].append(time.perf_counter() - begin)
-                totals[name].append(total)
-    return {name: _worth(times[name], totals[name]) for name in turns}
+                values[name].append(found)
+    return {name: _worth(times[name], np.array(values[name]), pooled=name == "PyHessian") for name in turns}
 
 
-def _worth(times: list[float], totals: list[float]) -> dict[str, float]:
-    seconds, variance = statistics.median(times), statistics.variance(totals)
-    # Seconds until the standard error of the total is 1: the variance falls with the time.
+def _worth(times: list[float], values: np.ndarray, pooled: bool) -> dict[str, float]:
+    """Return what a round takes and how much its mean varies.
+
+    Args:
+        times: of the rounds.
+        values: (rounds, values of a round).
+        pooled: whether all values estimate the same, or those of a column only.
+    """
+    rounds, columns = values.shape
+    each = values.var(ddof=1) if pooled else values.var(axis=0, ddof=1).mean()
+    seconds, variance = statistics.median(times), float(each) / columns
     return {
         "seconds": seconds,
-        "total": statistics.mean(totals),
+        "total": float(values.mean()),
         "standard_error": variance**0.5,
+        # Seconds until the standard error is 1: the variance falls with the time.
         "work": seconds * variance,
+        "degrees_of_freedom": rounds * columns - (1 if pooled else columns),
     }
 
 
@@ -215,27 +227,30 @@ def print_estimators(found: Mapping[str, Mapping[str, Any]]) -> None:
             str(row["count"]),
             f"{row['seconds']:.1f}",
             f"{row['rho']:.3f}",
-            f"{row['median_error']:.2f}",
+            f"{row['typical_error']:.2f}",
             f"{row['largest_error']:.2f}",
         )
         for name, row in found.items()
     ]
-    header = ("estimator", "probes", "processor s", "ρ between runs", "median error", "largest error")
+    header = ("estimator", "probes", "processor s", "ρ between runs", "typical error", "largest error")
     print_table(header, rows)
     print("probes: of each batch; for deflated, products with each layer's block. errors: relative standard errors")
 
 
-def print_pyhessian(found: Mapping[str, Mapping[str, float]] | None, rounds: int) -> None:
+def print_pyhessian(found: Mapping[str, Mapping[str, float]] | None) -> None:
     if found is None:
         print("PyHessian is not installed: no comparison with it")
         return
-    base = found["PyHessian"]["work"]
-    # The ratio of two variances of `rounds` values has an F distribution.
-    spread = float(f_distribution.ppf(0.975, rounds - 1, rounds - 1))
+    base = found["PyHessian"]
     rows = []
     for name, row in found.items():
-        ratio = base / row["work"]
-        interval = "" if name == "PyHessian" else f"{ratio / spread:.1f} … {ratio * spread:.1f}"
+        ratio = base["work"] / row["work"]
+        # The ratio of two variances has an F distribution.
+        low, high = (
+            ratio / float(f_distribution.ppf(q, base["degrees_of_freedom"], row["degrees_of_freedom"]))
+            for q in (0.975, 0.025)
+        )
+        interval = "" if name == "PyHessian" else f"{low:.1f} … {high:.1f}"
         cells = (f"{row['seconds']:.2f}", f"{row['total']:.0f}", f"{row['standard_error']:.1f}", f"{ratio:.1f}")
         rows.append((name, *cells, interval))
     print_table(("whole network", "s a round", "trace", "standard error", "times as fast", "95 % interval"), rows)
@@ -247,9 +262,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="a run folder or a checkpoint folder")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=15.0, help="processor time of each estimator; 0 skips them")
-    parser.add_argument("--runs", type=int, default=2, help="of each estimator, with other probes")
+    parser.add_argument("--runs", type=int, default=3, help="of each estimator, with other probes")
     parser.add_argument("--data-folder", help="where the images are, if not where the recipe says")
-    add_options(parser, repeat=12)
+    add_options(parser, repeat=8)
     options = parser.parse_args(None if arguments is None else list(arguments))
     network, batches = open_network(options.run, options.images, options.data_folder)
     here = machine()
@@ -260,7 +275,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         results["estimators"] = compare(network, batches, options.seconds, options.runs)
         print_estimators(results["estimators"])
     results["pyhessian"] = against_pyhessian(network, batches, options.repeat)
-    print_pyhessian(results["pyhessian"], options.repeat)
+    print_pyhessian(results["pyhessian"])
     if options.json is not None:
         write_json(options.json, here, results)
 
