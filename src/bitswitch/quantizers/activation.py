@@ -90,9 +90,6 @@ class ActivationQuantizer(nn.Module):
         zero_point = self.zero_point_for(bits)
         return None if zero_point is None else zero_point.value()
 
-    def _values(self, bits: int) -> tuple[Tensor, Tensor | None]:
-        return self._calibrated_scale(bits).value(), self._zero_point_value(bits)
-
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """Return X̂ of Eq. (5) at `bits` bits: the shape and dtype of `x`, with gradients for x, scale and zero point.
 
