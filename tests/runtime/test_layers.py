@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import bitswitch as bs
 from bitswitch import kernels
+from bitswitch.runtime import Engine
 
 BITS = (8, 6, 4, 3, 2)
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -246,6 +247,24 @@ def test_outputs_have_the_type_of_inputs(dtype: torch.dtype) -> None:
     found = engine(x.to(dtype))
     assert found.dtype == dtype
     assert torch.equal(found, engine(x.to(dtype).float()).to(dtype))
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_inputs_of_other_sizes_are_refused(fuse: bool) -> None:
+    def engine(layer: nn.Module, x: Tensor) -> Engine:
+        model = bs.prepare(nn.Sequential(layer), BITS, force="0", example_inputs=x)
+        bs.calibrate(model, [x])
+        return bs.deploy(model, fuse=fuse)
+
+    with pytest.raises(RuntimeError, match=r"takes \(…, 6\), not \(2, 12\)"):
+        engine(nn.Linear(6, 4), torch.randn(2, 6))(torch.randn(2, 12))
+    with pytest.raises(RuntimeError, match="takes 6 channels"):
+        engine(nn.Conv2d(6, 4, 1), torch.randn(2, 6, 3, 3))(torch.randn(2, 12, 3, 3))
+    with pytest.raises(RuntimeError, match="takes 6 channels"):
+        engine(nn.Conv1d(6, 4, 1), torch.randn(2, 6, 3))(torch.randn(6))
+    for index in (-1, 11):
+        with pytest.raises(IndexError):
+            engine(nn.Embedding(11, 4), torch.tensor([0, 10]))(torch.tensor([index]))
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(12, 5), nn.Conv1d(12, 5, 3), nn.ConvTranspose1d(12, 6, 3, groups=2)])

@@ -17,6 +17,7 @@ class IntegerConv(IntegerLayer):
     """Convolutions in any number of dimensions, plain or grouped."""
 
     padding_mode: str
+    in_channels: int
     groups: int
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -29,6 +30,9 @@ class IntegerConv(IntegerLayer):
         operands = self.operands()
         spatial = len(self.kernel_size)
         batched = input if input.dim() == spatial + 2 else input.unsqueeze(0)
+        if batched.dim() != spatial + 2 or batched.shape[1] != self.in_channels:
+            # Nothing behind this looks at the shape again.
+            raise RuntimeError(f"{self.layer_name!r} takes {self.in_channels} channels, not {tuple(input.shape)}")
         codes, row_scale = _encode_images(batched, operands)
         if kernels.native is not None and self.groups == 1:
             out = self._by_patches(codes, row_scale, operands)

@@ -112,8 +112,11 @@ class Engine(nn.Module):
         outer = getattr(local, "configuration", None)
         local.configuration = configuration
         try:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                return self._executor.run(configuration, args, kwargs)
+            with torch.no_grad():
+                if not torch.is_autocast_enabled("cpu"):
+                    return self._executor.run(configuration, args, kwargs)
+                with torch.autocast("cpu", enabled=False):
+                    return self._executor.run(configuration, args, kwargs)
         finally:
             local.configuration = outer
 

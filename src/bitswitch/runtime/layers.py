@@ -145,6 +145,9 @@ class IntegerLinear(IntegerLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer at the width of the call: (…, K) → (…, N), in the dtype of the input."""
         stored = self.stored
+        if not input.dim() or input.shape[-1] != stored.num_columns:
+            # Nothing behind this looks at the shape again.
+            raise RuntimeError(f"{self.layer_name!r} takes (…, {stored.num_columns}), not {tuple(input.shape)}")
         rows = input.reshape(-1, stored.num_columns)
         out = multiply(rows if rows.is_contiguous() else rows.contiguous(), self.operands(), stored)
         out = out.view(*input.shape[:-1], stored.num_rows)
@@ -158,6 +161,8 @@ class IntegerEmbedding(IntegerLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Look up, (…) int64 → (…, K) float32, bit-identical to the loaded model."""
         bits = self.bits
+        if input.numel() and int(input.min()) < 0:
+            raise IndexError(f"{self.layer_name!r} has no rows with negative numbers")
         rows = self.stored.rows(input.reshape(-1), bits).view(*input.shape, self.stored.num_columns)
         return self.weight_quantizer.dequantize(rows, bits, rows=input)
 
