@@ -109,7 +109,8 @@ class Judge:
             raise ConfigError(f"{run} was trained on all images; train it with --data.validation")
         data = open_images(self.trained, config, 512, torch.device("cpu"))
         self.parts: dict[str, Loader] = {"validation": data.validation(), "test": data.held_out()}
-        self.statistics = list(itertools.islice(data.calibration(128), settings.reestimate))
+        batches = data.calibration(128, augment=True) if settings.reestimate else ()
+        self.statistics = list(itertools.islice(batches, settings.reestimate))
 
     def right(self, precision: Precision, part: str) -> Tensor:
         """Return which images a SubNet classifies rightly, bool (N,)."""

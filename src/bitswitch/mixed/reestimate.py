@@ -38,7 +38,7 @@ def reestimate_batch_norm(
 
     Args:
         model: a prepared model, trainable or loaded; its mode and precision are restored.
-        batches: what `forward` takes, training images without augmentation or with; the same ones in every process.
+        batches: what `forward` takes: training examples, augmented as in training; the same ones in every process.
         precision: of which the statistics are; the active one by default.
         forward: calls the model on one batch. By default a tensor or the first item of a tuple is passed as it is, and
             a mapping as keyword arguments.

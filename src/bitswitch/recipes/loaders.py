@@ -60,14 +60,16 @@ class RecipeData:
         """Return shuffled, augmented batches of the training images, this process's part of each."""
         return self._loader("train", batch_size, augment=self.config.augment, seed=seed, shared=True)
 
-    def calibration(self, batch_size: int, *, shared: bool = False) -> Loader:
-        """Return shuffled batches of the training images without augmentation.
+    def calibration(self, batch_size: int, *, shared: bool = False, augment: bool = False) -> Loader:
+        """Return shuffled batches of the training images.
 
         Args:
             batch_size: images a batch.
             shared: give this process its part of each batch; otherwise every process gets the same ones.
+            augment: as in training, if the recipe does so there.
         """
-        return self._loader("train", batch_size, augment=False, seed=self.run.seed, shared=shared)
+        augment = augment and self.config.augment
+        return self._loader("train", batch_size, augment=augment, seed=self.run.seed, shared=shared)
 
     def validation(self) -> Loader:
         """Return the images that were kept out of training in order, this process's part of each batch.
