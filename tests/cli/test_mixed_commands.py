@@ -88,6 +88,23 @@ def test_search_with_several_budgets_and_a_latency_table(run: Path, tmp_path: Pa
     assert found["weight_bytes"] <= 3500
 
 
+def test_the_subnet_found_is_saved_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = tmp_path / "alone"
+    words = ["--average-bits", "3.4", "--save", str(alone), "--output", str(tmp_path)]
+    assert main(["search", str(run), *words]) == 0
+    (found,) = read(tmp_path / "search.json")["subnets"]
+    capsys.readouterr()
+    assert main(["evaluate", str(alone)]) == 0
+    own = capsys.readouterr().out.splitlines()[3].split()
+    assert main(["evaluate", str(run / "checkpoint"), "--precision", found["precision"]]) == 0
+    whole = capsys.readouterr().out.splitlines()[3].split()
+    assert own[-2] == whole[-2]
+    sizes = [
+        sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (alone, run / "checkpoint")
+    ]
+    assert sizes[0] < 0.7 * sizes[1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

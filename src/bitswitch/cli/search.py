@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -31,6 +32,8 @@ class SearchOptions(BudgetOptions, TrainedOptions):
 
     solutions: int = 1
     """SubNets for each budget: the best one and the next best ones."""
+    save: Path | None = None
+    """Checkpoint folder for the first SubNet, alone: its bits and nothing of the other widths."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def run(arguments: Sequence[str]) -> None:
             for rank, subnet in enumerate(space.solve(budget, options.solutions), start=1)
         ]
     _write(found, list(space.costs.layers), options)
+    if options.save is not None:
+        _save(found[0].subnet, model, trained, options.save)
     _print(found, space, trained, options)
 
 
@@ -128,6 +133,21 @@ def _write(found: Sequence[Found], layers: Sequence[str], options: SearchOptions
     plot_widths([(_label(f), f.subnet.precision) for f in found], layers, folder / PLOT_NAME)
 
 
+def _save(subnet: SubNet, model: nn.Module, trained: Trained, folder: Path) -> None:
+    import bitswitch as bs
+    from bitswitch.checkpoint import read_info
+    from bitswitch.mixed import extract
+    from bitswitch.recipes.convert import to_json
+    from bitswitch.recipes.stored import RECIPE_NAME
+    from bitswitch.training.run import write_json
+
+    architecture = read_info(trained.checkpoint).config.architecture
+    bs.save(extract(model, subnet.precision), folder, architecture=architecture)
+    if trained.recipe is not None:
+        # So that it can be evaluated on the images of its recipe.
+        write_json(folder / RECIPE_NAME, to_json(trained.recipe))
+
+
 def _label(found: Found) -> str:
     return f"{found.subnet.cost.average_bits:.2f} bits" + (f", no. {found.rank}" if found.rank > 1 else "")
 
@@ -144,6 +164,9 @@ def _print(found: Sequence[Found], space: SearchSpace, trained: Trained, options
     print_table(header, rows, left=(0, len(header) - 1))
     print(f"SubNets: {options.results / CSV_NAME}, {options.results / JSON_NAME}")
     print(f"plot:    {options.results / PLOT_NAME}")
+    if options.save is not None:
+        print(f"saved:   {options.save}, measure it with: bitswitch evaluate {options.save}")
+        return
     print(f"measure: bitswitch evaluate {trained.checkpoint} --precision {found[0].subnet.precision}")
 
 
