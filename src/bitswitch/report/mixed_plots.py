@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bitswitch.mixed import Exploration, Measured, Sensitivity, Trace
@@ -17,7 +17,7 @@ from bitswitch.precision import Precision
 from bitswitch.report.frontier import FrontierData
 from bitswitch.report.plots import COLORS, draw
 
-_FRONTIER, _PROGRAMME, _RANDOM = "#1d4e89", "#e76f51", "#9aa3ad"
+_FRONTIER, _PROGRAMME, _RANDOM = "#1d4e89", "#7b3fa0", "#9aa3ad"
 # Above this many layers their names and digits would not be readable.
 _MOST_NAMES = 120
 # Axes; {} is the prefix of the unit.
@@ -45,12 +45,14 @@ def _sensitivity(figure: Figure, sensitivity: Sensitivity) -> bool:
     kind = "Gauss–Newton matrix" if sensitivity.method == "gauss-newton" else "Hessian"
     left.set_title(f"Trace of the {kind}")
     right.set_title("Trace per weight")
-    left.set_xlabel(f"{sensitivity.num_examples:,} images, bars: ± one standard error")
+    zero = "; hollow: counts as zero" if any(t.is_zero or t.value <= 0 for t in traces) else ""
+    left.set_xlabel(f"{sensitivity.num_examples:,} images, ± one standard error{zero}")
     right.set_xlabel("what the search multiplies the squared error with")
     if len(traces) <= _MOST_NAMES:
         left.set_yticks(range(len(traces)), list(sensitivity.layers), fontsize=8.5)
     else:
         left.set_ylabel("layer")
+        left.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y + 1:.0f}"))
     left.set_ylim(len(traces) - 0.4, -0.6)
     return bool(traces)
 
@@ -128,7 +130,7 @@ def _panel(axes: Axes, data: FrontierData, cost: str) -> None:
     _uniform(axes, data, cost, unit)
     axes.set_xlabel(name)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.margins(x=0.06)
+    axes.margins(x=0.12)
 
 
 def _uniform(axes: Axes, data: FrontierData, cost: str, unit: float) -> None:
@@ -140,10 +142,11 @@ def _uniform(axes: Axes, data: FrontierData, cost: str, unit: float) -> None:
         axes.annotate(
             f"all {bits}",
             (x, y),
-            xytext=(0, -9),
+            # A frontier comes from below on the left and goes up.
+            xytext=(-5, 3),
             textcoords="offset points",
-            ha="center",
-            va="top",
+            ha="right",
+            va="bottom",
             fontsize=9,
             fontweight="bold",
             color=COLORS[bits],
@@ -155,10 +158,10 @@ def _limits(axes: Axes, data: FrontierData) -> None:
     """Show the frontier and the uniform widths in full; random SubNets far below may be cut."""
     found = data.exploration
     rows = [*found.uniform, *(row for cost in found.costs for row in found.frontier(cost))]
-    values = [data.percent(row) for row in rows]
-    low, high = min(values), max(values)
+    low = min(data.percent(row) - data.error(row) for row in rows)
+    high = max(data.percent(row) + data.error(row) for row in rows)
     margin = max(high - low, 0.5)
-    axes.set_ylim(low - 0.14 * margin, high + 0.08 * margin)
+    axes.set_ylim(low - 0.08 * margin, high + 0.04 * margin)
 
 
 def _unit(found: Exploration, cost: str) -> tuple[str, float]:
@@ -181,17 +184,18 @@ def plot_widths(rows: Sequence[tuple[str, Precision]], layers: Sequence[str], pa
     names = len(layers) <= _MOST_NAMES
     cell = 0.3 if names else 0.1
     below = 0.085 * max(map(len, layers), default=0) if names else 0.4
-    size = (2.4 + cell * len(layers), 0.6 + below + 0.3 * len(rows))
+    size = (2.4 + cell * len(layers), (0.6 if names else 0.9) + below + 0.3 * len(rows))
     draw(path, size, lambda figure: _widths(figure, rows, layers, digits=names))
 
 
 def _widths(figure: Figure, rows: Sequence[tuple[str, Precision]], layers: Sequence[str], digits: bool) -> bool:
     axes = figure.subplots()
+    edge = 1.2 if digits else 0.3
     for y, (_, precision) in enumerate(rows):
         widths = dict(precision.layers)
         for x, name in enumerate(layers):
             color = COLORS[widths[name]]
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", linewidth=1.2))
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", linewidth=edge))
             if digits:
                 ink = "white" if sum(to_rgb(color)) < 1.6 else "#222222"
                 axes.text(x, y, str(widths[name]), ha="center", va="center", fontsize=8.5, color=ink)
@@ -207,5 +211,8 @@ def _widths(figure: Figure, rows: Sequence[tuple[str, Precision]], layers: Seque
     else:
         axes.set_xlabel("layer")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x + 1:.0f}"))
+        used = sorted({bits for _, precision in rows for _, bits in precision.layers}, reverse=True)
+        handles = [Patch(color=COLORS[bits], label=f"{bits} bits") for bits in used]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(used), fontsize=9)
     axes.set_title("Width of every layer")
     return bool(rows)
