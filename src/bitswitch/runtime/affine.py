@@ -37,16 +37,16 @@ def fold(
     """
     quantizer = layer.weight_quantizer
     scale = quantizer.scale_for(bits).value().double() * 2.0 ** (quantizer.code_bits(bits) - bits)
-    multiplier = scale.reshape(-1, 1).expand(layer.num_outputs, 1) if scale.dim() < 2 else scale
     if input_scale and layer.input_quantizer is not None:
-        multiplier = multiplier * layer.input_quantizer.scale_for(bits).value().double()
+        scale = scale * layer.input_quantizer.scale_for(bits).value().double()
+    multiplier = scale.reshape(-1, 1).expand(layer.num_outputs, 1) if scale.dim() < 2 else scale
     bias: Any = layer.bias
-    bias = None if bias is None else bias.double()
     if norm is not None:
         factor, shift = normalisation(norm, norm_key)
         multiplier = multiplier * factor[:, None]
-        bias = shift if bias is None else bias * factor + shift
-    return multiplier.float().contiguous(), None if bias is None else bias.float().contiguous()
+        bias = shift if bias is None else bias.double() * factor + shift
+    # Without a BatchNorm the bias is the layer's own, not a copy.
+    return multiplier.float().contiguous(), None if bias is None else bias.detach().float().contiguous()
 
 
 def normalisation(norm: nn.Module, norm_key: str | None) -> tuple[Tensor, Tensor]:
