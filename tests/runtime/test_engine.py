@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import bitswitch as bs
+from bitswitch import kernels
 from bitswitch.runtime import Engine
+from bitswitch.runtime.tiles import tiles_bytes
 from tests.runtime._networks import BITS, images, mixed
 
 X = images()
@@ -246,3 +248,25 @@ def test_keyword_arguments_reach_the_network() -> None:
     bs.calibrate(model, [x])
     engine = bs.deploy(model)
     torch.testing.assert_close(engine(x, factor=2.0)["y"], 2 * engine(x=x, precision=8)["y"])
+
+
+@pytest.mark.skipif(kernels.native is None, reason="no compiled kernels")
+@pytest.mark.parametrize("traced", [True, False])
+def test_many_rows_use_kept_tiles_where_those_of_all_layers_fit(traced: bool) -> None:
+    class Untraceable(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) if input.sum() < torch.inf else input
+
+    layers = [nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 5)]
+    net = nn.Sequential(*layers) if traced else Untraceable(*layers)
+    x = torch.randn(50, 20)
+    network = bs.prepare(net, bits=(8, 4), example_inputs=x, first_last=8)
+    bs.calibrate(network, [x])
+    all_tiles = tiles_bytes(40, 20) + tiles_bytes(30, 40) + tiles_bytes(5, 30)
+    keeps, lacks = bs.deploy(network), bs.deploy(network, cache_bytes=all_tiles - 1)
+    for bits in (8, 4):
+        for rows in (1, 8, 9, 50):
+            assert torch.equal(keeps(x[:rows], precision=bits), lacks(x[:rows], precision=bits))
+    kept = {key[1:] for key in keeps.cache._items if key[0] == "tiles"}
+    assert kept == {("0", 8), ("2", 8), ("2", 4), ("4", 8)}
+    assert not any(key[0] == "tiles" for key in lacks.cache._items)

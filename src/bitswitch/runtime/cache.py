@@ -18,12 +18,17 @@ class DerivedCache:
 
     Args:
         limit: bytes that the items may take together; an item that is larger than that is not kept.
+
+    Attributes:
+        expected: bytes of optional items that one precision would use in turn. Where they do not fit together, each
+            would push out the next one that is needed, so that it is better not to make any.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._bytes = 0
+        self.expected = 0
         self._lock = threading.RLock()
         self._listeners: list[WeakMethod[Callable[[Hashable], None]]] = []
 

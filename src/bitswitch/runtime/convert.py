@@ -17,6 +17,7 @@ from bitswitch.runtime.configuration import Active
 from bitswitch.runtime.conv_layers import IntegerConv, IntegerConvTranspose
 from bitswitch.runtime.layers import FollowingNorm, IntegerEmbedding, IntegerLayer, IntegerLinear, mixed
 from bitswitch.runtime.stored import StoredWeight
+from bitswitch.runtime.tiles import tiles_bytes
 
 _EMPTIED = ("weight", "codes")
 
@@ -106,8 +107,11 @@ def make_integer(network: nn.Module, state: ModelState, weights: Mapping[str, St
         weights: stored weights by layer.
         active: tells the layers which configuration they run.
     """
+    tiled: set[StoredWeight] = set()
     for entry in state.table.select("quantized"):
         layer = layer_of(network, entry.name)
+        if not isinstance(layer, nn.Embedding):
+            tiled.add(weights[entry.name])
         for tensors in (layer._parameters, layer._buffers):
             for name in _EMPTIED:
                 tensors.pop(name, None)
@@ -116,6 +120,8 @@ def make_integer(network: nn.Module, state: ModelState, weights: Mapping[str, St
         layer.__class__ = mixed(_mixin(layer), type(layer))  # pyright: ignore[reportAttributeAccessIssue]
         layer.__dict__.update(stored=weights[entry.name], layer_name=entry.name, active=active)
         _fix_scales(layer)
+    for weight in tiled:
+        weight.derived.expected += tiles_bytes(weight.num_rows, weight.num_columns)
     for entry in state.table.select("per-width"):
         norm = network.get_submodule(entry.name)
         norm.__dict__.pop("key", None)

@@ -16,6 +16,7 @@ from bitswitch.runtime.affine import fold, input_numbers
 from bitswitch.runtime.configuration import Active, Configuration
 from bitswitch.runtime.kernels import FLOATS, quantize_rows, run_linear_planes, run_quantize_codes
 from bitswitch.runtime.stored import StoredWeight
+from bitswitch.runtime.tiles import FEW_ROWS, run_linear_tiled
 
 # Zero point of codes that are scaled row by row.
 DYNAMIC_ZERO_POINT = 128
@@ -197,6 +198,16 @@ def multiply(x: Tensor, operands: Operands, stored: StoredWeight) -> Tensor:
 def multiply_codes(codes: Tensor, row_scale: Tensor | None, operands: Operands, stored: StoredWeight) -> Tensor:
     """Multiply codes (M, K) by a stored weight: float32 (M, N)."""
     # Everything was checked when the operands were made.
+    tiles = stored.kept_tiles(operands.bits) if codes.shape[0] > FEW_ROWS and not operands.group_size else None
+    if tiles is not None:
+        return run_linear_tiled(
+            tiles,
+            codes,
+            operands.multiplier,
+            operands.bias,
+            zero_point=operands.zero_point,
+            row_scale=row_scale,
+        )
     return run_linear_planes(
         operands.planes,
         operands.addresses,

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitswitch import kernels
 from bitswitch._planes import pack_plane, planes_needed
 from bitswitch.runtime.cache import DerivedCache
-from bitswitch.runtime.tiles import unpack_codes
+from bitswitch.runtime.tiles import MOST_PRODUCTS, Tiles, pack_tiles, unpack_codes
 
 # Kernels read rows in words of 64 bits.
 _ROW_BITS = 64
@@ -135,6 +136,15 @@ class StoredWeight:
     def kept_codes(self, bits: int) -> Tensor:
         """Return `codes`, from the cache if they are there."""
         return self.derived.get(("codes", self.name, bits), lambda: self.codes(bits), Tensor.numel)
+
+    def kept_tiles(self, bits: int) -> Tiles | None:
+        """Return tiles for products with many rows; None if the cache has no room for those of all weights."""
+        if kernels.native is None or self.num_columns > MOST_PRODUCTS or self.derived.expected > self.derived.limit:
+            return None
+        return self.derived.get(("tiles", self.name, bits), lambda: self._tiles(bits), lambda tiles: tiles.num_bytes)
+
+    def _tiles(self, bits: int) -> Tiles:
+        return pack_tiles(self.planes(bits), stored_bits=self.stored_bits, bits=bits, channels=self.num_columns)
 
     def rows(self, index: Tensor, bits: int) -> Tensor:
         """Return the codes of some rows: int8 (R, K).

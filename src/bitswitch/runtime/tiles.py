@@ -14,6 +14,8 @@ from bitswitch._planes import planes_needed
 from bitswitch.errors import ArgumentError, PrecisionError
 from bitswitch.runtime import reference
 
+# A linear layer with more rows than that is multiplied by tiles.
+FEW_ROWS = 8
 # 255 · 128 · 65536 is the largest sum below 2^31.
 MOST_PRODUCTS = 65536
 

@@ -19,6 +19,7 @@ from bitswitch.runtime.graph.purity import may_view
 from bitswitch.runtime.graph.reference import float_conv
 from bitswitch.runtime.graph.shapes import Fit, in_arena
 from bitswitch.runtime.graph.values import operation, view_nchw
+from bitswitch.runtime.tiles import FEW_ROWS
 
 Place = tuple[int, int]
 _NOWHERE: Place = (-1, 0)
@@ -198,10 +199,11 @@ class _Compiler:
     def _planes(
         self, stage: KernelStage, operands: LayerOperands, geometry: LinearGeometry, rows: int, codes: Place, out: Place
     ) -> None:
-        """Multiply by the bit planes as they are."""
+        """Multiply by the bit planes as they are, or by tiles that are kept."""
         weights, bits, bias = operands.weights, operands.bits, operands.bias
-        planes = weights.planes(bits)
-        stage.held.append((planes, operands.multiplier, bias))
+        planes, group_size = weights.planes(bits), operands.group_size if operands.multiplier.shape[1] > 1 else 0
+        tiles = weights.kept_tiles(bits) if rows > FEW_ROWS and not group_size else None
+        stage.held.append((planes, operands.multiplier, bias, tiles))
         stage.native.add_linear(
             [plane.data_ptr() for plane in planes],
             weights.stored_bits,
@@ -209,7 +211,7 @@ class _Compiler:
             geometry.out_features,
             geometry.in_features,
             weights.row_bytes,
-            operands.group_size if operands.multiplier.shape[1] > 1 else 0,
+            group_size,
             operands.multiplier.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             codes,
@@ -217,4 +219,6 @@ class _Compiler:
             channel_stride(geometry.in_features),
             operands.quantizer.zero_point,
             out,
+            0 if tiles is None else tiles.data.data_ptr(),
+            0 if tiles is None else tiles.row_sums.data_ptr(),
         )

@@ -74,7 +74,9 @@ void bind_gemm(nb::module_& module) {
             linear.row_scale = pointer<const float>(row_scale);
             linear.out = pointer<float>(out);
             if (!takes_many(linear)) throw std::invalid_argument("no product of tiles for so many inputs");
-            linear_many(linear, pointer<const int8_t>(tiles), pointer<const int32_t>(row_sums));
+            linear.tiles = pointer<const int8_t>(tiles);
+            linear.row_sums = pointer<const int32_t>(row_sums);
+            linear_many(linear);
         },
         nb::arg("tiles"), nb::arg("row_sums"), nb::arg("N"), nb::arg("K"), nb::arg("m"), nb::arg("b"),
         nb::arg("x_codes"), nb::arg("M"), nb::arg("x_stride"), nb::arg("zp"), nb::arg("row_scale"), nb::arg("out"),

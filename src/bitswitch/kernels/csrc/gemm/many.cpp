@@ -29,7 +29,7 @@ struct Scratch {
 
 class Product {
    public:
-    Product(const PlaneLinear& a, const int8_t* tiles, const int32_t* row_sums);
+    explicit Product(const PlaneLinear& a);
     void run();
 
    private:
@@ -40,8 +40,6 @@ class Product {
 
     const PlaneLinear& a_;
     const WeightPlanes weight_;
-    const int8_t* tiles_;
-    const int32_t* row_sums_;
     const int64_t k4_, groups_, group_;
     const PanelScratch layout_;
     const int panels_;  // of a block
@@ -50,11 +48,9 @@ class Product {
     int64_t x_stride_;
 };
 
-Product::Product(const PlaneLinear& a, const int8_t* tiles, const int32_t* row_sums)
+Product::Product(const PlaneLinear& a)
     : a_(a),
       weight_(weight_planes(a.planes, a.stored_bits, a.bits, a.N, a.K, a.row_bytes)),
-      tiles_(tiles),
-      row_sums_(row_sums),
       k4_(ceil_div(a.K, 4)),
       groups_(a.group_size ? ceil_div(a.K, a.group_size) : 1),
       group_(a.group_size ? a.group_size : std::max<int64_t>(a.K, 1)),
@@ -73,7 +69,7 @@ Product::Product(const PlaneLinear& a, const int8_t* tiles, const int32_t* row_s
 Scratch Product::make_scratch() const {
     const int64_t width = panels_ * kPanel;
     Scratch made;
-    if (!tiles_) {
+    if (!a_.tiles) {
         made.rows.resize(layout_.bytes);
         made.tile.resize(panels_ * k4_ * 64);
     }
@@ -108,13 +104,13 @@ const int8_t* Product::load_block(int64_t n, int panels, Scratch& scratch) const
     const int width = panels * kPanel;
     const int64_t panel_bytes = k4_ * 64, count = std::min<int64_t>(width, a_.N - n);
     const bool corrected = a_.zp != 0;
-    for (int p = 0; p < panels && !tiles_; ++p) {
+    for (int p = 0; p < panels && !a_.tiles; ++p) {
         const int rows = static_cast<int>(std::min<int64_t>(kPanel, count - p * kPanel));
         pack_panel(weight_, n + p * kPanel, rows, a_.K, 1, group_, layout_, scratch.rows.data(),
                    scratch.tile.data() + p * panel_bytes,
                    corrected ? scratch.sums.data() + p * kPanel * groups_ : nullptr);
     }
-    const int32_t* sums = tiles_ ? row_sums_ + n : scratch.sums.data();
+    const int32_t* sums = a_.tiles ? a_.row_sums + n : scratch.sums.data();
     for (int64_t i = 0; i < width; ++i) {
         const bool exists = i < count;
         for (int64_t g = 0; g < groups_; ++g) {
@@ -123,7 +119,7 @@ const int8_t* Product::load_block(int64_t n, int panels, Scratch& scratch) const
         }
         scratch.bias[i] = exists && a_.b ? a_.b[n + i] : 0.0f;
     }
-    return tiles_ ? tiles_ + n / kPanel * panel_bytes : scratch.tile.data();
+    return a_.tiles ? a_.tiles + n / kPanel * panel_bytes : scratch.tile.data();
 }
 
 void Product::run_block(int64_t block, int64_t row_begin, int64_t row_end, Scratch& scratch) const {
@@ -159,9 +155,9 @@ void Product::run_rows(const int8_t* tile, int64_t n, int panels, int64_t row, i
 
 bool takes_many(const PlaneLinear& a) { return a.K > 0 && a.K <= kMostInputs && a.group_size % 4 == 0; }
 
-void linear_many(const PlaneLinear& a, const int8_t* tiles, const int32_t* row_sums) {
+void linear_many(const PlaneLinear& a) {
     if (a.M <= 0 || a.N <= 0) return;
-    Product(a, tiles, row_sums).run();
+    Product(a).run();
 }
 
 }  // namespace bitswitch

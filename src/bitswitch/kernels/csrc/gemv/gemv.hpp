@@ -24,6 +24,9 @@ struct PlaneLinear {
     int zp;
     const float* row_scale;  // [M], or null
     float* out;              // [M][N]
+    // Of pack_tiles for one tap and one group, or null: what many rows are multiplied with instead of the planes.
+    const int8_t* tiles;
+    const int32_t* row_sums;
 };
 
 // Throws std::invalid_argument for widths that do not exist and std::bad_alloc.

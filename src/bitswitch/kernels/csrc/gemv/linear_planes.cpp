@@ -127,7 +127,7 @@ int64_t unit_of(const PlaneLinear& a) {
 void linear_planes(const PlaneLinear& a) {
     if (a.bits < 2 || a.bits > a.stored_bits || a.stored_bits > 8) throw std::invalid_argument("no such width");
     if (a.M <= 0 || a.N <= 0) return;
-    if (a.M > kFewRows && takes_many(a)) return linear_many(a, nullptr, nullptr);
+    if (a.M > kFewRows && takes_many(a)) return linear_many(a);
     const int64_t unit = unit_of(a);
     const PlaneKernel kernel = choose(unit);
     const int64_t groups = a.group_size ? ceil_div(a.K, a.group_size) : 1;

@@ -49,7 +49,7 @@ void bind_add(nb::class_<Program>& bound, Run run) {
 
 void add_linear(Program& program, const std::vector<uintptr_t>& planes, int stored_bits, int bits, int64_t N, int64_t K,
                 int64_t row_bytes, int64_t group_size, uintptr_t m, uintptr_t b, const PlaceArgs& x, int64_t M,
-                int64_t x_stride, int zp, const PlaceArgs& out) {
+                int64_t x_stride, int zp, const PlaceArgs& out, uintptr_t tiles, uintptr_t row_sums) {
     if (bits > stored_bits || static_cast<int>(planes.size()) < bits + (bits < stored_bits))
         throw std::invalid_argument("too few planes for the width");
     PlaneLinear linear{};
@@ -65,6 +65,8 @@ void add_linear(Program& program, const std::vector<uintptr_t>& planes, int stor
     linear.M = M;
     linear.x_stride = x_stride;
     linear.zp = zp;
+    linear.tiles = reinterpret_cast<const int8_t*>(tiles);
+    linear.row_sums = reinterpret_cast<const int32_t*>(row_sums);
     program.add([linear, x = place(x), out = place(out)](const Program::Memories& memories) {
         PlaneLinear now = linear;
         now.x = memories.at<const uint8_t>(x);
