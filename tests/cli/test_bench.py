@@ -37,7 +37,7 @@ def test_a_checkpoint(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert torch.get_num_threads() == before
     out = capsys.readouterr().out
     assert "1 threads" in out.splitlines()[0]
-    assert "digits-cnn, inputs of 1×8×8" in out
+    assert "digits-cnn, inputs of 1×8×8, medians; the engine runs it as a graph: " in out
     # Two batch sizes with a ratio each; switching; a training step.
     assert len(lines(out, "float32")) == 2
     assert len(lines(out, "simulated")) == 1

@@ -45,6 +45,7 @@ class Report:
 
     Attributes:
         subject: the network.
+        execution: how the engine runs it.
         latency: by batch size, then by name: "float32", "simulated", "8 bits", …
         bytes_at: size of the files that a width needs.
         float_bytes: size of the same as float32.
@@ -55,6 +56,7 @@ class Report:
     """
 
     subject: Subject
+    execution: str
     latency: Mapping[int, Mapping[str, Timing]]
     bytes_at: Mapping[int, int]
     float_bytes: int
@@ -69,6 +71,7 @@ class Report:
             "model": self.subject.name,
             "input_shape": list(self.subject.input_shape),
             "bits": list(self.subject.bits),
+            "execution": self.execution,
             "latency": {str(batch): _plain(times) for batch, times in self.latency.items()},
             "file_bytes": {str(width): self.bytes_at[width] for width in self.subject.bits},
             "float_bytes": self.float_bytes,
@@ -106,7 +109,24 @@ def measure(subject: Subject, settings: Settings, say: Callable[[str], object] =
     if settings.training_batch is not None:
         say("training steps")
         steps = _training(subject, settings.training_batch, settings)
-    return Report(subject, times, info.bytes_at, info.float_bytes, memory, switches, steps, settings.training_batch)
+    return Report(
+        subject,
+        _execution(subject),
+        times,
+        info.bytes_at,
+        info.float_bytes,
+        memory,
+        switches,
+        steps,
+        settings.training_batch,
+    )
+
+
+def _execution(subject: Subject) -> str:
+    engine = subject.engine()
+    # Whether a graph fits the inputs is known once it has run.
+    engine(subject.inputs(1))
+    return engine.plan.partition("\n")[0]
 
 
 def _latency(subject: Subject, batch: int, settings: Settings) -> dict[str, Timing]:

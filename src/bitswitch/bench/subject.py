@@ -14,6 +14,7 @@ import bitswitch as bs
 from bitswitch.checkpoint import CheckpointInfo, read_info
 from bitswitch.errors import ConfigError
 from bitswitch.models import Architecture
+from bitswitch.runtime import Engine
 
 _DIGITS, _CIFAR, _USUAL = (1, 8, 8), (3, 32, 32), (3, 224, 224)
 
@@ -50,7 +51,7 @@ class Subject:
         """Open the checkpoint for computing in floats, at the largest width."""
         return bs.load(self.folder, into=without_memory(self.architecture), bits=self.bits[0])
 
-    def engine(self, bits: int | None = None, **options: Any) -> nn.Module:
+    def engine(self, bits: int | None = None, **options: Any) -> Engine:
         """Open the checkpoint for integer execution.
 
         Args:

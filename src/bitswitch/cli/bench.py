@@ -125,7 +125,7 @@ def _bench(options: BenchOptions) -> None:
 
 def _print(report: Report) -> None:
     shape = "×".join(map(str, report.subject.input_shape))
-    print(f"{report.subject.name}, inputs of {shape}, medians")
+    print(f"{report.subject.name}, inputs of {shape}, medians; the engine runs it {report.execution}")
     _print_latency(report)
     _print_switching(report)
     _print_training(report)
