@@ -24,7 +24,7 @@ from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode
 from bitswitch.runtime.graph.operands import Binder, Bound
 from bitswitch.runtime.graph.plan import Plan, make_plan
 from bitswitch.runtime.graph.program import Program
-from bitswitch.runtime.graph.reference import execute_reference
+from bitswitch.runtime.graph.reference import Watch, execute_reference
 from bitswitch.runtime.graph.shapes import Fit, fit_plan
 from bitswitch.runtime.graph.trace import trace_network
 from bitswitch.runtime.stored import StoredWeight
@@ -101,7 +101,15 @@ class GraphExecutor:
         return "\n".join([headline(self.plan, reasons), *describe_plan(self.plan, others)])
 
     @torch.no_grad()
-    def run_bound(self, bound: Bound, args: tuple[Any, ...], kwargs: dict[str, Any], *, reference: bool = False) -> Any:
+    def run_bound(
+        self,
+        bound: Bound,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        reference: bool = False,
+        watch: Watch | None = None,
+    ) -> Any:
         """Run the graph at one precision.
 
         Args:
@@ -109,6 +117,7 @@ class GraphExecutor:
             args: arguments of the network.
             kwargs: arguments of the network.
             reference: run on plain PyTorch references; the result is the same, bit for bit.
+            watch: sees the codes that layers compute with; only of references.
 
         Returns:
             What the network returns, in new memory.
@@ -119,7 +128,7 @@ class GraphExecutor:
         inputs, restore = self._inputs(args, kwargs)
         fit, fitted = self._fit(bound, inputs)
         if reference:
-            result = execute_reference(fit.plan, self.geometries, bound, self.network, inputs)
+            result = execute_reference(fit.plan, self.geometries, bound, self.network, inputs, watch)
         else:
             result = self._run_fit(fit, fitted, bound, inputs)
         return result if restore is None else _cast(result, restore)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,10 +20,18 @@ from bitswitch.runtime.graph.values import as_float, as_nhwc, operation, summand
 
 _UNBOUNDED = Epilogue().clamp
 
+Watch = Callable[[str, Tensor], None]
+"""Called with the name of each integer layer and the codes of its input, uint8 of the shape of the input."""
+
 
 @torch.no_grad()
 def execute_reference(
-    plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module, inputs: Mapping[str, Tensor]
+    plan: Plan,
+    geometries: Geometries,
+    bound: Bound,
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    watch: Watch | None = None,
 ) -> Any:
     """Run a plan on integer references.
 
@@ -33,11 +41,12 @@ def execute_reference(
         bound: operands of one precision.
         model: the network, for what is left to PyTorch.
         inputs: input tensors by the names of their values.
+        watch: sees the codes that layers compute with.
 
     Returns:
         What the network returns.
     """
-    run = _Run(plan, geometries, bound, model, dict(inputs))
+    run = _Run(plan, geometries, bound, model, dict(inputs), watch)
     for node in plan.nodes:
         run.execute(node)
     return map_arg(plan.output, lambda node: run.values[node.name])
@@ -45,10 +54,16 @@ def execute_reference(
 
 class _Run:
     def __init__(
-        self, plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module, values: dict[str, Any]
+        self,
+        plan: Plan,
+        geometries: Geometries,
+        bound: Bound,
+        model: nn.Module,
+        values: dict[str, Any],
+        watch: Watch | None,
     ) -> None:
         self.plan, self.geometries, self.bound, self.model = plan, geometries, bound, model
-        self.values = values
+        self.values, self.watch = values, watch
         # Codes of a value, by the node that reads them.
         self.codes: dict[tuple[str, str], Tensor] = {}
         self.readers = {node.name: node for node in plan.nodes if isinstance(node, ConvNode)}
@@ -109,6 +124,8 @@ class _Run:
         operands = self._operands(node)
         x = self._input_codes(node, operands)
         geometry: ConvGeometry = self._geometry(node)
+        if self.watch is not None:
+            self.watch(node.layer, x[..., : geometry.in_channels].permute(0, 3, 1, 2))
         window: Window = geometry.window((x.shape[0], geometry.in_channels, x.shape[1], x.shape[2]))
         residual = None
         if node.residual is not None:
@@ -133,6 +150,8 @@ class _Run:
         rows = geometry.rows(tuple(x.shape))
         flat = x.reshape(rows, geometry.in_features)
         codes = conv_reference.quantize(flat[None], operands.quantizer, True)[0, :, : geometry.in_features]
+        if self.watch is not None:
+            self.watch(node.layer, codes.reshape(x.shape))
         y = _linear_sums(codes, operands)
         y = y if operands.bias is None else y + operands.bias
         y = y if node.clamp is None else y.clamp(*node.clamp)

@@ -1,0 +1,34 @@
+"""The benchmark of many rows runs, and its contestants compute the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import many_rows
+
+
+def test_contestants_agree() -> None:
+    layer = many_rows.Layer(48, 128)
+    codes = torch.randint(0, 256, (20, 128), dtype=torch.uint8)
+    ours = layer.ours(codes, 8)()
+    assert torch.allclose(ours, layer.floats(codes)(), atol=1e-5)
+    assert torch.allclose(layer.ours(codes, 6)(), ours, atol=0.1 * float(ours.abs().max()))
+    try:
+        peer = layer.onednn(codes)
+    except (AttributeError, RuntimeError):
+        pytest.skip("PyTorch without oneDNN")
+    assert torch.allclose(ours, peer(), atol=1e-5)
+
+
+def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(many_rows, "PAUSE", 0.0)
+    words = f"--shape 64x128 --rows 5 12 --bits 8 2 --repeat 1 --json {tmp_path / 'a'}"
+    monkeypatch.setattr("sys.argv", ["many_rows.py", *words.split()])
+    many_rows.main()
+    assert "64×128, 12 rows" in capsys.readouterr().out
+    first, _ = json.loads((tmp_path / "a").read_text("utf-8"))["many_rows"]
+    assert {"8 bits", "2 bits", many_rows.FLOAT} <= first["times"].keys()
