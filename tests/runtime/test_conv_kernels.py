@@ -133,6 +133,18 @@ def test_depthwise_convolutions_equal_the_reference(isa):
     _depthwise()
 
 
+@pytest.mark.parametrize("multiplier", [1.0, 1e9, 1e30])
+@pytest.mark.parametrize("clamp", [(-math.inf, math.inf), (0.0, math.inf), (-2.0, 6.0)])
+def test_products_beyond_integers_saturate(isa, multiplier, clamp):
+    torch.manual_seed(0)
+    window, epilogue = Window(1, 3, 3, (1, 1)), Epilogue(clamp, (Quantizer(0.013, 2, 15), Quantizer(3.0, 128, 255)))
+    x, codes = torch.randint(0, 256, (1, 3, 3, 8), dtype=torch.uint8), torch.randint(-128, 128, (70, 8, 1, 1))
+    codes, m = codes.to(torch.int8), torch.full((70,), multiplier)
+    op = ops.conv_op(ops.pack_conv(codes), window, epilogue, multiplier=m)
+    wanted = reference.conv2d(x, codes, window, epilogue, multiplier=m)
+    _compare(_run(op, x, None, epilogue, (1, 3, 3, 70)), wanted, 70)
+
+
 def test_extreme_sums_are_exact(isa):
     window = Window(1, 1, 1, (1, 1))
     x = torch.full((1, 1, 1, 40000), 255, dtype=torch.uint8)

@@ -33,7 +33,8 @@ EpilogueStore::Settings settings(float lo, float hi, bool residual, bool write_f
     EpilogueStore::Settings made{lo, hi, residual, write_float, {}};
     for (const auto& [inverse, zero_point, top, stride] : quantized)
         made.quantized.push_back(
-            {inverse, static_cast<float>(-zero_point), static_cast<float>(top - zero_point), 0, 0, zero_point, stride});
+            {inverse, static_cast<float>(-zero_point), static_cast<float>(top - zero_point), 0, 0, 0, 0, zero_point,
+             stride});
     return made;
 }
 

@@ -40,7 +40,7 @@ ConvOp::ConvOp(const Window& window, int64_t channels, int64_t out_channels, int
       taps_(window.kh * window.kw),
       zero_point_(zero_point),
       tiles_(tiles),
-      epilogue_(settings, out_channels, multiplier, bias, row_sums, zero_point) {
+      epilogue_(settings, out_channels, taps_ * (channels / groups), multiplier, bias, row_sums, zero_point) {
     const bool runs = groups == 1 && window.kw > 1 && window.dilation_w == 1 && group_bytes_ <= kFewBytes;
     // A group that starts inside of four bytes reads beyond the last pixel: give every group its own padding.
     spread_ = runs || (groups > 1 && channels / groups % 4 != 0);
@@ -107,7 +107,8 @@ ConvOp::Split ConvOp::choose_split(int threads) const {
                 cost += tiles * (steps * step + 40.0 + rows * p * 8.0);
             }
             // A cache line of weights or pixels from beyond the second-level cache.
-            const double weights = part_panels * steps * 64.0, input = part_pixels * steps * 4.0 / (window_.kh * window_.kw);
+            const double weights = part_panels * steps * 64.0;
+            const double input = part_pixels * steps * 4.0 / (window_.kh * window_.kw);
             cost += (weights + input) / 12.0 + tiles * taps_ * rows;
             if (cost < best.cost) best = {block, static_cast<int>(rows), pixel_parts, channel_parts, cost};
         }
@@ -141,11 +142,15 @@ void ConvOp::run_part(const ConvKernels& kernels, const Split& split, const Part
             const int count = static_cast<int>(std::min<int64_t>(split.panels, part.panel_end - panel));
             const int64_t channel = panel * kPanel, channels = std::min<int64_t>(count * kPanel, out_group_ - channel);
             const Micro full = micro(split.rows, count);
+            // The next weights come from afar while these are multiplied.
+            const int8_t* here = tiles + panel * panel_stride;
+            const int64_t after = std::min<int64_t>(split.panels, part.panel_end - panel - count);
+            const int64_t next = first == part.pixel_begin ? after : 0;
             for (int64_t p = first, i = 0; p < last; p += split.rows, ++i) {
                 const int rows = static_cast<int>(std::min<int64_t>(split.rows, last - p));
                 const Micro multiply = rows == split.rows ? full : micro(rows, count);
-                multiply(pointers.data() + i * tile_pointers, taps_, k4_, tiles + panel * panel_stride, panel_stride,
-                         acc);
+                const int8_t* ahead = i < next ? here + (count + i) * panel_stride : here;
+                multiply(pointers.data() + i * tile_pointers, taps_, k4_, here, panel_stride, acc, ahead);
                 kernels.epilogue(epilogue_.get(), buffers, acc, count * kPanel, rows, p, group * out_group_ + channel,
                                  channels);
             }

@@ -75,7 +75,7 @@ struct DepthwiseRow {
         if (!e.residual && !e.write_float) {
             // Packing undoes the interleaving.
             for (int k = 0; k < e.num_quantized; ++k)
-                writer.codes(packed_codes(y, e.quantized[k]), k, pixel + ow, channel, bytes(count));
+                writer.codes(packed_codes(y, e.quantized[k], e.bounded), k, pixel + ow, channel, bytes(count));
             return;
         }
         const __m512 a = _mm512_shuffle_f32x4(y[0], y[1], 0x44), b = _mm512_shuffle_f32x4(y[0], y[1], 0xee);

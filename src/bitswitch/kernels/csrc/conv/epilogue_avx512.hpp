@@ -12,22 +12,25 @@ inline __mmask16 lanes(int64_t count, int v) {
 
 inline __mmask64 bytes(int64_t count) { return count >= 64 ? ~0ull : (1ull << count) - 1; }
 
-// Codes of four vectors, interleaved by dwords within 128-bit lanes. What lies far below −zero_point becomes the least
-// integer, the least 16-bit integer and 0.
-inline __m512i packed_codes(const __m512 (&y)[4], const Quantized& q) {
-    const __m512 inverse = _mm512_set1_ps(q.inverse), high = _mm512_set1_ps(q.most);
-    const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(q.zero_point));
+// Codes of four vectors, interleaved by dwords within 128-bit lanes. 16-bit and then 8-bit numbers saturate, also from
+// the least integer, which is what conversion makes of anything too low; too high a number must not come.
+inline __m512i packed_codes(const __m512 (&y)[4], const Quantized& q, bool bounded) {
+    const __m512 inverse = _mm512_set1_ps(q.inverse);
     __m512 scaled[4];
-    for (int i = 0; i < 4; ++i) scaled[i] = _mm512_min_ps(high, _mm512_mul_ps(y[i], inverse));
-    if (q.least > q.low) {
-        const __m512 low = _mm512_set1_ps(q.least);
-        for (int i = 0; i < 4; ++i) scaled[i] = _mm512_max_ps(low, scaled[i]);
-    }
+    for (int i = 0; i < 4; ++i) scaled[i] = _mm512_mul_ps(y[i], inverse);
+    if (!bounded)
+        for (int i = 0; i < 4; ++i) scaled[i] = _mm512_min_ps(_mm512_set1_ps(q.most), scaled[i]);
     __m512i v[4];
     for (int i = 0; i < 4; ++i) v[i] = _mm512_cvtps_epi32(scaled[i]);
-    const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(v[0], v[1]), zero_point);
-    const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(v[2], v[3]), zero_point);
-    return _mm512_packus_epi16(a, b);
+    __m512i a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
+    if (q.zero_point) {
+        const __m512i zero_point = _mm512_set1_epi16(static_cast<int16_t>(q.zero_point));
+        a = _mm512_adds_epi16(a, zero_point), b = _mm512_adds_epi16(b, zero_point);
+    }
+    __m512i codes = _mm512_packus_epi16(a, b);
+    if (q.least_code > 0) codes = _mm512_max_epu8(codes, _mm512_set1_epi8(static_cast<char>(q.least_code)));
+    if (q.most_code < 255) codes = _mm512_min_epu8(codes, _mm512_set1_epi8(static_cast<char>(q.most_code)));
+    return codes;
 }
 
 // From [lane][vector] to [vector][lane] dwords.
@@ -55,13 +58,15 @@ struct Writer {
         if (e.write_float) {
             const __m512 lo = _mm512_set1_ps(e.lo), hi = _mm512_set1_ps(e.hi);
             float* out = to.out + pixel * e.channels + channel;
-            for (int v = 0; v < 4; ++v) {
-                const __mmask16 here = static_cast<__mmask16>(mask >> (16 * v));
-                if (here) _mm512_mask_storeu_ps(out + 16 * v, here, between(y[v], lo, hi));
+            if (mask == ~0ull) {
+                for (int v = 0; v < 4; ++v) _mm512_storeu_ps(out + 16 * v, between(y[v], lo, hi));
+            } else {
+                for (int v = 0; v < 4; ++v)
+                    _mm512_mask_storeu_ps(out + 16 * v, lanes(count, v), between(y[v], lo, hi));
             }
         }
         for (int k = 0; k < e.num_quantized; ++k)
-            codes(in_order(packed_codes(y, e.quantized[k])), k, pixel, channel, mask);
+            codes(in_order(packed_codes(y, e.quantized[k], e.bounded)), k, pixel, channel, mask);
     }
 };
 
@@ -93,7 +98,12 @@ void epilogue_rows(const Epilogue& e, const Buffers& to, const int32_t* acc, int
             const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(acc + 16 * v), correction[v]);
             y[v] = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), multiplier[v]), bias[v]);
         }
-        if (e.residual) add_residual<V>(y, to.residual + pixel * e.channels + channel, count);
+        if (e.residual) {
+            const float* residual = to.residual + pixel * e.channels + channel;
+            // Strides of whole pixels are too long for the hardware to see; two calls ahead is in time.
+            for (int v = 0; v < V; ++v) _mm_prefetch(residual + 2 * rows * e.channels + 16 * v, _MM_HINT_T0);
+            add_residual<V>(y, residual, count);
+        }
         writer.write(y, pixel, channel, count);
     }
 }

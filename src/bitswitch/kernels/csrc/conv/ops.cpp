@@ -1,13 +1,14 @@
 #include "conv/ops.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "parallel.hpp"
 
 namespace bitswitch {
 
-EpilogueStore::EpilogueStore(const Settings& settings, int64_t channels, const float* multiplier, const float* bias,
-                             const int32_t* row_sums, int32_t zero_point)
+EpilogueStore::EpilogueStore(const Settings& settings, int64_t channels, int64_t products, const float* multiplier,
+                             const float* bias, const int32_t* row_sums, int32_t zero_point)
     : multiplier_(round_up(channels, 64) + 16, 1.0f),
       bias_(round_up(channels, 64) + 16, 0.0f),
       correction_(round_up(channels, 64) + 16, 0) {
@@ -33,14 +34,26 @@ EpilogueStore::EpilogueStore(const Settings& settings, int64_t channels, const f
         Quantized& q = epilogue_.quantized[k];
         q.least = std::min(std::max(settings.lo * q.inverse, q.low), q.high);
         q.most = std::min(std::max(settings.hi * q.inverse, q.low), q.high);
+        q.least_code = static_cast<uint8_t>(std::nearbyint(q.least) + q.zero_point);
+        q.most_code = static_cast<uint8_t>(std::nearbyint(q.most) + q.zero_point);
     }
     epilogue_.channels = channels;
+    epilogue_.bounded = products > 0 && !settings.residual && is_bounded(products);
+}
+
+bool EpilogueStore::is_bounded(int64_t products) const {
+    const float most_sum = static_cast<float>(products) * 255 * 256;
+    float inverse = 0.0f, scaled = 0.0f;
+    for (int k = 0; k < epilogue_.num_quantized; ++k) inverse = std::max(inverse, epilogue_.quantized[k].inverse);
+    for (int64_t n = 0; n < epilogue_.channels; ++n)
+        scaled = std::max(scaled, most_sum * std::fabs(multiplier_[n]) + std::fabs(bias_[n]));
+    return scaled * inverse < 1 << 30;
 }
 
 DepthwiseOp::DepthwiseOp(const Window& window, int64_t channels, const int8_t* weights, const int32_t* row_sums,
                          int32_t zero_point, const float* multiplier, const float* bias,
                          const EpilogueStore::Settings& settings)
-    : epilogue_(settings, channels, multiplier, bias, row_sums, zero_point),
+    : epilogue_(settings, channels, window.kh * window.kw, multiplier, bias, row_sums, zero_point),
       pad_(round_up(window.pixel_stride, 64), static_cast<uint8_t>(zero_point)) {
     const Epilogue& e = epilogue_.get();
     const int64_t padded = round_up(channels, kDepthwiseBlock);
@@ -88,7 +101,7 @@ void pack_depthwise(const int8_t* codes, int64_t channels, int64_t kh, int64_t k
 }
 
 AddOp::AddOp(int64_t pixels, int64_t channels, const EpilogueStore::Settings& settings)
-    : pixels_(pixels), epilogue_(settings, channels, nullptr, nullptr, nullptr, 0) {}
+    : pixels_(pixels), epilogue_(settings, channels) {}
 
 void AddOp::run(const float* a, const float* b, const Buffers& buffers) const {
     const ConvKernels& kernels = conv_kernels();
@@ -98,7 +111,7 @@ void AddOp::run(const float* a, const float* b, const Buffers& buffers) const {
 }
 
 MaxPoolOp::MaxPoolOp(const Window& window, int64_t channels, const EpilogueStore::Settings& settings)
-    : window_(window), epilogue_(settings, channels, nullptr, nullptr, nullptr, 0) {}
+    : window_(window), epilogue_(settings, channels) {}
 
 void MaxPoolOp::run(const float* x, const Buffers& buffers) const {
     const ConvKernels& kernels = conv_kernels();
@@ -108,7 +121,7 @@ void MaxPoolOp::run(const float* x, const Buffers& buffers) const {
 }
 
 MeanPoolOp::MeanPoolOp(int64_t batch, int64_t pixels, int64_t channels, const EpilogueStore::Settings& settings)
-    : batch_(batch), pixels_(pixels), epilogue_(settings, channels, nullptr, nullptr, nullptr, 0) {}
+    : batch_(batch), pixels_(pixels), epilogue_(settings, channels) {}
 
 void MeanPoolOp::run(const float* x, const Buffers& buffers) const {
     const ConvKernels& kernels = conv_kernels();

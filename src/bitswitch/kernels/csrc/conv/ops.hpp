@@ -17,15 +17,21 @@ class EpilogueStore {
         std::vector<Quantized> quantized;
     };
 
-    // multiplier, bias and row_sums may be null (1, 0, 0); correction = zero_point · row_sums.
-    EpilogueStore(const Settings& settings, int64_t channels, const float* multiplier, const float* bias,
-                  const int32_t* row_sums, int32_t zero_point);
+    // multiplier, bias and row_sums may be null (1, 0, 0); correction = zero_point · row_sums. Sums are of so many
+    // products of codes and weights.
+    EpilogueStore(const Settings& settings, int64_t channels, int64_t products, const float* multiplier,
+                  const float* bias, const int32_t* row_sums, int32_t zero_point);
+    // For floats that come as they are.
+    EpilogueStore(const Settings& settings, int64_t channels)
+        : EpilogueStore(settings, channels, 0, nullptr, nullptr, nullptr, 0) {}
     EpilogueStore(const EpilogueStore&) = delete;
     EpilogueStore& operator=(const EpilogueStore&) = delete;
 
     const Epilogue& get() const { return epilogue_; }
 
    private:
+    bool is_bounded(int64_t products) const;
+
     std::vector<float> multiplier_, bias_;
     std::vector<int32_t> correction_;
     Epilogue epilogue_;

@@ -24,8 +24,9 @@ struct Quantized {
     float inverse;
     float low, high;  // −zero_point and top − zero_point: clamping before rounding is the same and cannot overflow
     // Those bounds and the float's own times `inverse`: rounded products keep their order, so clamping a product once
-    // gives the codes of the clamped value.
+    // gives the codes of the clamped value. Rounding to whole numbers keeps the order as well: the same as codes.
     float least, most;
+    uint8_t least_code, most_code;
     int32_t zero_point;
     int64_t stride;
 };
@@ -38,6 +39,7 @@ struct Epilogue {
     const float* bias;
     float lo, hi;
     bool residual, write_float;
+    bool bounded;  // whether every product by an inverse scale is known to fit into 32 bits
     int num_quantized;
     Quantized quantized[kMaxQuantized];
     int64_t channels;  // row stride of the float tensors

@@ -142,7 +142,8 @@ void Product::run_rows(const int8_t* tile, int64_t n, int panels, int64_t row, i
     for (int64_t g = 0; g < groups_; ++g) {
         const int64_t first = g * group_, last = std::min(a_.K, first + group_);
         for (int r = 0; r < rows; ++r) scratch.pointers[r] = x_ + (row + r) * x_stride_ + first;
-        multiply(scratch.pointers.data(), 1, ceil_div(last - first, 4), tile + first * kPanel, k4_ * 64, c);
+        const int8_t* b = tile + first * kPanel;
+        multiply(scratch.pointers.data(), 1, ceil_div(last - first, 4), b, k4_ * 64, c, b);
         const int32_t* correction = a_.zp ? scratch.correction.data() + g * width : nullptr;
         kernels.add_group({c, correction, scratch.m.data() + g * width, y, rows, width}, g == 0);
     }

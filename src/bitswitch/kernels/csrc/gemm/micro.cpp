@@ -9,7 +9,8 @@ namespace {
 constexpr int kRows = 4;
 
 template <int Rows, int Panels>
-void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride, int32_t* c) {
+void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride, int32_t* c,
+              const int8_t*) {
     for (int r = 0; r < Rows; ++r)
         for (int p = 0; p < Panels; ++p) {
             int32_t sums[kPanel] = {};

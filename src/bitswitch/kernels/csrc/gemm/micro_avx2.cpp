@@ -47,7 +47,8 @@ void panel(const uint8_t* const* a, int64_t step, int64_t taps, int64_t k4, cons
 }
 
 template <int Rows, int Panels>
-void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride, int32_t* c) {
+void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride, int32_t* c,
+              const int8_t*) {
     for (int p = 0; p < Panels; ++p, b += panel_stride)
         for (int r = 0; r < Rows; r += kPairs) {
             int32_t* to = c + (r * Panels + p) * kPanel;

@@ -24,12 +24,15 @@ inline __attribute__((always_inline)) __m512i four_codes(const uint8_t* x) {
 
 template <int Rows, int Panels, int Steps>
 inline __attribute__((always_inline)) void step(const uint8_t* const* x, int64_t at, const int8_t* b,
-                                                int64_t panel_stride, __m512i (&sums)[Rows][Panels]) {
+                                                int64_t panel_stride, const int8_t* ahead,
+                                                __m512i (&sums)[Rows][Panels]) {
     __m512i w[Steps][Panels];
 #pragma GCC unroll 4
     for (int s = 0; s < Steps; ++s)
 #pragma GCC unroll 4
         for (int p = 0; p < Panels; ++p) w[s][p] = _mm512_loadu_si512(b + p * panel_stride + 64 * s);
+#pragma GCC unroll 4
+    for (int s = 0; s < Steps; ++s) _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * s), _MM_HINT_T1);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
@@ -41,7 +44,8 @@ inline __attribute__((always_inline)) void step(const uint8_t* const* x, int64_t
 }
 
 template <int Rows, int Panels>
-void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride, int32_t* c) {
+void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride, int32_t* c,
+              const int8_t* ahead) {
     constexpr int kStep = kSteps[Panels - 1];
     __m512i sums[Rows][Panels];
 #pragma GCC unroll 16
@@ -53,9 +57,9 @@ void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) x[r] = a[r];
         int64_t k = 0;
-        for (; k + kStep <= k4; k += kStep, b += 64 * kStep)
-            step<Rows, Panels, kStep>(x, 4 * k, b, panel_stride, sums);
-        for (; k < k4; ++k, b += 64) step<Rows, Panels, 1>(x, 4 * k, b, panel_stride, sums);
+        for (; k + kStep <= k4; k += kStep, b += 64 * kStep, ahead += 64 * kStep)
+            step<Rows, Panels, kStep>(x, 4 * k, b, panel_stride, ahead, sums);
+        for (; k < k4; ++k, b += 64, ahead += 64) step<Rows, Panels, 1>(x, 4 * k, b, panel_stride, ahead, sums);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
