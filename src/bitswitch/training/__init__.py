@@ -6,6 +6,7 @@ from bitswitch.training.distributed import wrap_ddp
 from bitswitch.training.evaluate import evaluate
 from bitswitch.training.joint import JointTrainer
 from bitswitch.training.losses import CrossEntropy, LossFn
+from bitswitch.training.memory import keep_freed_memory
 from bitswitch.training.samplers import Sampler
 from bitswitch.training.steps import StepResult, WidthResult
 
@@ -19,6 +20,7 @@ __all__ = [
     "WidthResult",
     "eta",
     "evaluate",
+    "keep_freed_memory",
     "learning_rate",
     "wrap_ddp",
 ]
