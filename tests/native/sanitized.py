@@ -25,8 +25,8 @@ class Finder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, self.path) if fullname == NAME else None
 
 
-def pytest_configure() -> None:
-    sys.meta_path.insert(0, Finder(os.environ["BITSWITCH_NATIVE"]))
+# At once: files named conftest.py import the package before pytest calls any hook.
+sys.meta_path.insert(0, Finder(os.environ["BITSWITCH_NATIVE"]))
 
 
 def pytest_sessionstart() -> None:
