@@ -48,10 +48,10 @@ def switch(model: nn.Module, precision: int | Mapping[str, int] | Precision, def
     network = unwrap(model)
     state = state_of(network, engines=True)
     requested = Precision.of(precision, default)
-    resolved = requested.resolve(state.table.available)
     if isinstance(state, EngineState):
-        state.switch_to(requested, resolved)
+        state.switch_to(requested)
         return
+    resolved = requested.resolve(state.table.available)
     if state.source is not None:
         state.source.refine(network, resolved)
     _apply(network, state, requested, resolved)

@@ -78,7 +78,7 @@ class Engine(nn.Module):
             switch_to=self._switch_to,
             note=lambda: self.plan.partition("\n")[0],
         )
-        self._switch_to(state.precision, state.precision.resolve(state.table.available))
+        self._switch_to(state.precision)
 
     @property
     def precision(self) -> Precision:
@@ -120,22 +120,23 @@ class Engine(nn.Module):
         finally:
             local.configuration = outer
 
-    def _switch_to(self, precision: Precision, resolved: Mapping[str, int]) -> None:
+    def _switch_to(self, precision: Precision) -> None:
         with self._lock:
-            configuration = self._configuration(precision, resolved)
+            configuration = self._configuration(precision)
             self._active.live = configuration
             self.__dict__["_bitswitch"].precision = precision
 
-    def _configuration(self, precision: Precision, resolved: Mapping[str, int] | None = None) -> Configuration:
+    def _configuration(self, precision: Precision) -> Configuration:
+        # What is known has been checked.
         found = self._recent.get(precision)
         if found is None:
             with self._lock:
-                found = self._recent.get(precision) or self._make(precision, resolved)
+                found = self._recent.get(precision) or self._make(precision)
         return found
 
-    def _make(self, precision: Precision, resolved: Mapping[str, int] | None) -> Configuration:
+    def _make(self, precision: Precision) -> Configuration:
         state: EngineState = self.__dict__["_bitswitch"]
-        resolved = precision.resolve(state.table.available) if resolved is None else resolved
+        resolved = precision.resolve(state.table.available)
         self._read_missing(resolved)
         norms = norm_keys(state, precision, resolved)
         parts = {*resolved.items(), *((self._weights[name].name, bits) for name, bits in resolved.items())}
