@@ -185,6 +185,37 @@ def test_shapes_that_kernels_do_not_take_are_left_to_pytorch() -> None:
         graph.run(bound, torch.randn(2, 5, 8, 8))
 
 
+class Flat(nn.Module):
+    """A network whose batch can be divided, and some whose batch cannot."""
+
+    def __init__(self, mixes: str) -> None:
+        super().__init__()
+        self.first, self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+        self.mixes = mixes
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv(F.relu(self.first(x)))), 4).flatten(1)
+        if self.mixes == "sum":
+            x = x - x.sum(0, keepdim=True)
+        return self.last(x.view(1, -1, 4) if self.mixes == "shape" else x)
+
+
+@pytest.mark.skipif(kernels.native is None, reason="no compiled kernels")
+@pytest.mark.parametrize("mixes", ["nothing", "sum", "shape"])
+def test_large_batches_run_in_parts(mixes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    graph = OnGraph(calibrated(Flat(mixes), torch.randn(4, 3, 8, 8), first_last=8))
+    bound, x = graph.bind(8), torch.randn(7, 3, 8, 8)
+    expected = graph.reference(bound, x)
+    assert torch.equal(graph.run(bound, x), expected)
+    assert len(graph.executor._fitted) == 1
+    monkeypatch.setattr("bitswitch.runtime.graph.execute._PART_BYTES", 1500)
+    for given_x in (x, x.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(graph.run(bound, given_x), expected)
+    in_parts = any(key[0][0][0] < 7 for key in graph.executor._fitted)
+    assert in_parts == (mixes == "nothing")
+
+
 def test_outputs_are_not_views_of_buffers() -> None:
     graph = OnGraph(calibrated(residual(), images(8), bits=BITS, first_last=8))
     bound = graph.bind(8)

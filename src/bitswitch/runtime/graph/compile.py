@@ -18,7 +18,7 @@ from bitswitch.runtime.graph.program import KernelStage, Program, TorchStage, Vi
 from bitswitch.runtime.graph.purity import may_view
 from bitswitch.runtime.graph.reference import float_conv
 from bitswitch.runtime.graph.shapes import Fit, in_arena
-from bitswitch.runtime.graph.values import operation, view_nchw
+from bitswitch.runtime.graph.values import is_channels_last, operation, view_nchw
 from bitswitch.runtime.tiles import FEW_ROWS
 
 Place = tuple[int, int]
@@ -63,7 +63,23 @@ class _Compiler:
                 self._pool(node)
         stages = tuple(self.stages)
         outputs = self._views(self.plan.output_values)
-        return Program(stages, 1 + len(self.memories), self.plan.output, outputs)
+        return Program(stages, 1 + len(self.memories), self.plan.output, outputs, self._is_by_sample())
+
+    def _is_by_sample(self) -> bool:
+        """Whether kernels compute everything, and every value is the batch's samples one after the other."""
+        sizes = {self.shapes[name][:1] for _, name in self.plan.arguments}
+        if len(self.stages) != 1 or not isinstance(self.stages[0], KernelStage) or len(sizes) != 1:
+            return False
+        (size,) = sizes
+        if not size or any(self.shapes[node.name][:1] != size for node in self.plan.nodes):
+            return False
+        for node in self.plan.nodes:
+            if isinstance(node, TorchNode):
+                view = self.fixed[node.name]
+                whole = view.numel() == self.fixed[node.inputs[0]].numel()
+                if not whole or not (view.is_contiguous() or is_channels_last(view)):
+                    return False
+        return all(name in self.fixed for name in self.plan.output_values)
 
     # Values.
 

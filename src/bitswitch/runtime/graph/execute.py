@@ -31,6 +31,8 @@ from bitswitch.runtime.stored import StoredWeight
 
 # Shapes of inputs for which plans are kept.
 _MOST_SHAPES = 8
+# Buffers that should stay in the processor's caches: a batch that takes more is run in parts where that is the same.
+_PART_BYTES = 16 << 20
 # Reasons for running module by module that are remembered.
 _MOST_REASONS = 8
 
@@ -140,11 +142,21 @@ class GraphExecutor:
         if program is None:
             # Two threads may both make it; either will do.
             program = fitted.programs[bound] = compile_plan(fit, self.geometries, bound, self.network)
+        if fit.size > _PART_BYTES and program.by_sample and len(next(iter(inputs.values()))) > 1:
+            return self._run_parts(bound, inputs, -(-fit.size // _PART_BYTES))
         arena = self.arenas.take(fit.size)
         result = program.run(arena, inputs)
         # Not after an exception: somebody may still have views of it.
         self.arenas.give(arena)
         return result
+
+    def _run_parts(self, bound: Bound, inputs: Mapping[str, Tensor], count: int) -> Any:
+        """Run parts of a batch one after the other, and put their results together."""
+        results: list[Any] = []
+        for tensors in zip(*(tensor.tensor_split(min(count, len(tensor))) for tensor in inputs.values()), strict=True):
+            part = dict(zip(inputs, tensors, strict=True))
+            results.append(self._run_fit(*self._fit(bound, part), bound, part))
+        return pytree.tree_map(lambda *found: torch.cat(found) if isinstance(found[0], Tensor) else found[0], *results)
 
     def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Tensor], torch.dtype | None]:
         """Return input tensors by the names of their values, in float32, and the type that results are wanted in."""

@@ -95,12 +95,14 @@ class Program:
         num_memories: how many memories kernels use, the arena being the first.
         output: what the network returns, with values as torch.fx nodes.
         output_views: values of it that are in the arena.
+        by_sample: whether the samples of a batch have nothing to do with each other, wherever they are.
     """
 
     stages: tuple[KernelStage | TorchStage, ...]
     num_memories: int
     output: Any
     output_views: Mapping[str, View]
+    by_sample: bool
 
     def run(self, arena: Tensor, inputs: Mapping[str, Any]) -> Any:
         """Run the network; the result is in memory of its own."""
