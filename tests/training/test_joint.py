@@ -122,7 +122,7 @@ def test_rates_are_equation_6_on_the_recorded_gradients() -> None:
     trainer = JointTrainer(model, small_loss, lr=0.01, total_steps=10, alrs_scope="weight+activation")
     step, layers = trainer._pair._for_scales.step, [layer for _, layer in iter_layers(model)]
 
-    def spy(rates: Any) -> None:
+    def spy(rates: Any, skip: object = None) -> None:
         gradients = [layer.weight_quantizer.scale.raw_grad() for layer in layers]
         recorded.append([float(g.abs().max()) for g in gradients if g is not None])
         rates = list(rates)
@@ -239,7 +239,7 @@ def test_every_layer_has_the_eta_of_the_width_it_drew() -> None:
     used: list[dict[str, tuple[float, str]]] = []
     step = trainer._pair._for_scales.step
 
-    def spy(rates: Any) -> None:
+    def spy(rates: Any, skip: object = None) -> None:
         rates = list(rates)
         used.append({trainer._pair.scales.names[rate.parameter]: rate[1:] for rate in rates})
         step(rates)

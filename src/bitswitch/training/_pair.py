@@ -8,8 +8,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitswitch.errors import ConfigError
+from bitswitch.training import alrs
 from bitswitch.training._scales import LayerStep, ScaleRule, Scales
-from bitswitch.training.optimizers import OptimizerFactory, Rate, ScaleOptimizer, clip, flatten_state, restore_state
+from bitswitch.training.optimizers import (
+    OptimizerFactory,
+    Rate,
+    ScaleOptimizer,
+    can_skip,
+    clip,
+    flatten_state,
+    restore_state,
+    step_unless,
+)
 
 
 class OptimizerPair:
@@ -59,10 +69,15 @@ class OptimizerPair:
         """Limit the norm of the weights' gradients, if asked to, and return the norm that they had."""
         return None if self.max_norm is None else clip(self._names, self.max_norm)
 
-    def update(self, lr: float, used: list[LayerStep], damping: float) -> None:
-        """Step both optimizers for one width (A.2) and clear all gradients."""
-        self._step_weights(lr)
-        self._for_scales.step(self.rule.rates(lr, used, damping, self.scales))
+    @property
+    def can_skip(self) -> bool:
+        """Whether a step can be refused on the device, without the host having read why."""
+        return self._for_scales.can_skip and (self._for_weights is None or can_skip(self._for_weights))
+
+    def update(self, lr: float, used: list[LayerStep], damping: alrs.Number, skip: Tensor | None = None) -> None:
+        """Step both optimizers for one width (A.2), unless `skip` is 1 on the device, and clear all gradients."""
+        self._step_weights(lr, skip)
+        self._for_scales.step(self.rule.rates(lr, used, damping, self.scales), skip)
         self.zero_grad()
 
     def hold(self, used: list[LayerStep]) -> None:
@@ -79,15 +94,15 @@ class OptimizerPair:
         for parameter, gradient in self._held.items():
             parameter.grad = gradient
         self.clip()
-        self._step_weights(lr)
+        self._step_weights(lr, None)
         self._for_scales.step(Rate(parameter, lr) for parameter in self.scales.names)
         self.zero_grad()
 
-    def _step_weights(self, lr: float) -> None:
+    def _step_weights(self, lr: float, skip: Tensor | None) -> None:
         if self._for_weights is not None:
             for group, factor in zip(self._for_weights.param_groups, self._factors, strict=True):
                 group["lr"] = lr * factor
-            self._for_weights.step()
+            step_unless(self._for_weights, skip)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -86,15 +86,17 @@ class ScaleRule:
     activations_too: bool
     separate: bool
 
-    def rate(self, lr: float, eta: float, damping: float) -> float:
+    def rate(self, lr: float, eta: float, damping: alrs.Number) -> alrs.Number | float:
         """Return λ_b of Eq. (6), or the base rate if ALRS is off."""
         return lr if self.form is None else alrs.scaled(lr, eta, damping, self.form)
 
-    def rates(self, lr: float, used: list[LayerStep], damping: float, scales: Scales) -> list[Rate]:
+    def rates(self, lr: float, used: list[LayerStep], damping: alrs.Number, scales: Scales) -> list[Rate]:
         """Return the rate of every scale parameter that may move in this step."""
         chosen: dict[nn.Parameter, Rate] = {}
+        # One object for each η: the optimizer groups parameters by rate, and a tensor is equal to itself only.
+        by_eta = {eta: self.rate(lr, eta, damping) for eta in {layer.eta for layer in used}}
         for layer in used:
-            own = self.rate(lr, layer.eta, damping)
+            own = by_eta[layer.eta]
             chosen[layer.parameter] = Rate(layer.parameter, own, str(layer.bits) if self.separate else "shared")
             for parameter in layer.activation:
                 chosen[parameter] = Rate(parameter, own if self.activations_too else lr)

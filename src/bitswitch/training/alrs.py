@@ -7,7 +7,7 @@ every width a learning rate of its own for the quantization scales, and for noth
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -64,8 +64,11 @@ def damping(maxima: Tensor) -> Tensor:
     return maxima.clamp(max=1.0).mean()
 
 
-def scaled(base_lr: float, eta: float, damping: float, form: Form = "factor") -> float:
-    """Return λ_b of Eq. (6) for a known gradient term.
+Number = TypeVar("Number", float, Tensor)
+
+
+def scaled(base_lr: float, eta: float, damping: Number, form: Form = "factor") -> Number:
+    """Return λ_b of Eq. (6) for a known gradient term, as a number or, without waiting for the device, as a tensor.
 
     The equation as printed, η_b · (λ − damping), is negative almost always, since λ is around 5e-4 and the gradient
     term reaches 0.4. Its min(·, 1) shows that a factor in 0 … 1 is meant, which is the default here.
@@ -85,7 +88,8 @@ def scaled(base_lr: float, eta: float, damping: float, form: Form = "factor") ->
     if form == "factor":
         return eta * base_lr * (1.0 - damping)
     if form == "printed":
-        return max(0.0, eta * (base_lr - damping))
+        rate = eta * (base_lr - damping)
+        return rate.clamp(min=0.0) if isinstance(rate, Tensor) else max(0.0, rate)
     raise ConfigError(f"the form of Eq. (6) must be one of {FORMS}; got {form!r}")
 
 

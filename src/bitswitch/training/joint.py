@@ -19,6 +19,7 @@ from bitswitch.training import alrs as alrs_rules
 from bitswitch.training import losses
 from bitswitch.training import schedule as schedules
 from bitswitch.training._compiled import CompiledWidths
+from bitswitch.training._measured import Measured, first_not_finite, read
 from bitswitch.training._modes import preserved
 from bitswitch.training._pair import OptimizerPair
 from bitswitch.training._scales import ScaleRule, first_bad, maxima_of
@@ -131,6 +132,9 @@ class JointTrainer:
         max_norm = None if clip_grad_norm is None else non_negative("clip_grad_norm", clip_grad_norm)
         decay = non_negative("weight_decay", weight_decay)
         self._pair = OptimizerPair(self.network, optimizer, self.lr, decay, self._rule, max_norm)
+        # A refused update cannot be undone. Where the host is ahead of the device, the optimizers themselves refuse it
+        # and the numbers are read once a step; on a CPU, where reading costs nothing, they are read after every width.
+        self._deferred = losses.device_of(self.network).type != "cpu" and self._pair.can_skip
         choices = {"algorithm": algorithm, "alrs": alrs, "alrs_scope": alrs_scope, "moments": moments}
         self._settings = {**choices, "bits": list(self.bits), "optimizer": self._pair.name}
 
@@ -149,27 +153,38 @@ class JointTrainer:
 
         Raises:
             DivergenceError: a loss, or the gradient of a weight scale, is NaN or infinite. Nothing has been updated
-                with it, though the widths above have finished their steps, and BatchNorm has seen the batch.
+                with it, though the widths above have finished their steps, and BatchNorm has seen the batch (on a GPU
+                that of the widths below too).
             ConfigError: the schedule has ended at a learning rate of 0.
         """
         if self.num_steps >= self.total_steps and self.learning_rate == 0:
             raise ConfigError(f"all {self.total_steps} steps of the schedule are done; the learning rate is 0")
         lr = self.learning_rate
-        results: dict[int, WidthResult] = {}
+        measured: list[Measured] = []
+        rows: list[dict[str, float]] = []
         with preserved(self.model, training=True):
             try:
                 self._pair.zero_grad()
                 teacher = self._float_teacher(batch)
+                refused = None
                 for bits in self.bits:
                     done = self._forward_backward(bits, batch, teacher)
-                    results[bits] = self._finish(bits, lr, batch, done)
+                    measured.append(self._measure(bits, done))
+                    if self._deferred:
+                        refused = measured[-1].refusal(refused)
+                    else:
+                        rows += self._read(measured[-1:], batch)
+                    self._update(lr, measured[-1], None if self._deferred else rows[-1], refused)
                     if teacher is None and self.distill is not None:
                         teacher = done.logits
+                if self._deferred:
+                    rows = self._read(measured, batch)
                 if self._accumulate:
                     self._pair.update_held(lr)
             finally:
                 self._pair.zero_grad()
         self.num_steps += 1
+        results = {item.bits: self._result(lr, item, row) for item, row in zip(measured, rows, strict=True)}
         return StepResult(self.num_steps - 1, lr, results)
 
     def _autocast_context(self) -> torch.autocast:
@@ -195,32 +210,53 @@ class JointTrainer:
         distance, logits = (None if t is None else t.detach() for t in (distance, logits))
         return _Pass(precision, total.detach(), task.detach(), distance, logits)
 
-    def _finish(self, bits: int, lr: float, batch: Any, done: _Pass) -> WidthResult:
-        """Check what a width has computed, step the optimizers (A.2) or put its gradients by (A.1), and report."""
+    def _measure(self, bits: int, done: _Pass) -> Measured:
         used = self._pair.scales.in_use()
         maxima = maxima_of(used)
-        norm = None if self._accumulate else self._pair.clip()
-        # The only time that a width waits for the device: an update with a loss that is not finite cannot be undone.
-        values = self._read(done.loss, done.task, alrs_rules.damping(maxima), maxima.mean(), done.distance, norm)
-        if not all(map(math.isfinite, values)):
-            raise self._divergence(done.precision, batch, values[0], first_bad(used, maxima))
-        loss, task, damping, gradient, *rest = values
-        if self._accumulate:
-            self._pair.hold(used)
-        else:
-            self._pair.update(lr, used, damping)
-        rate = self._rule.rate(lr, alrs_rules.eta(state_of(self.network).bits[0], bits), damping)
-        distance = None if done.distance is None else rest.pop(0)
-        norm_before = rest.pop(0) if rest else None
-        scaled = gradient * rate / lr if lr else 0.0
-        return WidthResult(done.precision, loss, task, distance, gradient, scaled, rate, norm_before)
-
-    def _read(self, *values: Tensor | None) -> list[float]:
-        """Return the scalars that exist as numbers, in one transfer; over many processes, their means."""
-        present = torch.stack([value.float() for value in values if value is not None])
+        values = {
+            "loss": done.loss,
+            "task": done.task,
+            "damping": alrs_rules.damping(maxima),
+            "gradient": maxima.mean(),
+            "distance": done.distance,
+            "norm": None if self._accumulate else self._pair.clip(),
+        }
+        present = {name: value.float() for name, value in values.items() if value is not None}
+        stacked = torch.stack(list(present.values()))
         if isinstance(self.model, DistributedDataParallel):
-            present = sum_over_processes(present) / world_size()
-        return present.tolist()
+            stacked = sum_over_processes(stacked) / world_size()
+        return Measured(bits, done.precision, used, maxima, tuple(present), stacked)
+
+    def _read(self, measured: list[Measured], batch: Any) -> list[dict[str, float]]:
+        """Return the numbers of passes; the only place that waits for the device.
+
+        Raises:
+            DivergenceError: one of them is not finite.
+        """
+        rows = read(measured)
+        bad = first_not_finite(rows)
+        if bad is not None:
+            item = measured[bad]
+            switch(self.network, item.precision)
+            raise self._divergence(item.precision, batch, rows[bad]["loss"], first_bad(item.used, item.maxima))
+        return rows
+
+    def _update(self, lr: float, item: Measured, row: dict[str, float] | None, refused: Tensor | None) -> None:
+        """Step the optimizers (A.2) or put the gradients of a width by (A.1)."""
+        if self._accumulate:
+            self._pair.hold(item.used)
+        elif row is None:
+            self._pair.update(lr, item.used, item["damping"], refused)
+        else:
+            self._pair.update(lr, item.used, row["damping"])
+
+    def _result(self, lr: float, item: Measured, row: dict[str, float]) -> WidthResult:
+        rate = self._rule.rate(lr, alrs_rules.eta(state_of(self.network).bits[0], item.bits), row["damping"])
+        gradient = row["gradient"]
+        scaled = gradient * rate / lr if lr else 0.0
+        return WidthResult(
+            item.precision, row["loss"], row["task"], row.get("distance"), gradient, scaled, rate, row.get("norm")
+        )
 
     def _divergence(self, precision: Precision, batch: Any, loss: float, bad_layer: str | None) -> DivergenceError:
         process = f", process {rank()}" if world_size() > 1 else ""

@@ -29,7 +29,7 @@ class Rate(NamedTuple):
     """The learning rate of one scale parameter in one step, and whose moments it uses: a width's, or shared ones."""
 
     parameter: nn.Parameter
-    lr: float
+    lr: float | Tensor
     moments: str = "shared"
 
 
@@ -48,21 +48,31 @@ class ScaleOptimizer:
         self._names = dict(names)
         self._optimizers: dict[str, Adam] = {}
 
+    @property
+    def can_skip(self) -> bool:
+        """Whether `step` takes `skip`."""
+        return can_skip(self._optimizer("shared"))
+
     def _optimizer(self, moments: str) -> Adam:
         if moments not in self._optimizers:
             self._optimizers[moments] = adam(self._names, lr=0.0)
         return self._optimizers[moments]
 
-    def step(self, rates: Iterable[Rate]) -> None:
-        """Move the parameters given, each at its rate; those without a gradient stay exactly where they are."""
-        groups: dict[str, dict[float, list[nn.Parameter]]] = {}
+    def step(self, rates: Iterable[Rate], skip: Tensor | None = None) -> None:
+        """Move the parameters given, each at its rate; those without a gradient stay exactly where they are.
+
+        Args:
+            rates: of the parameters.
+            skip: see `step_unless`.
+        """
+        groups: dict[str, dict[float | Tensor, list[nn.Parameter]]] = {}
         for parameter, lr, moments in rates:
             if parameter.grad is not None:
                 groups.setdefault(moments, {}).setdefault(lr, []).append(parameter)
         for moments, by_rate in groups.items():
-            self._set_groups(self._optimizer(moments), by_rate).step()
+            step_unless(self._set_groups(self._optimizer(moments), by_rate), skip)
 
-    def _set_groups(self, optimizer: Adam, by_rate: Mapping[float, list[nn.Parameter]]) -> Adam:
+    def _set_groups(self, optimizer: Adam, by_rate: Mapping[float | Tensor, list[nn.Parameter]]) -> Adam:
         # The state of Adam belongs to parameters, not to groups: who is in which group may change at every step.
         options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
         optimizer.param_groups = [{**options, "params": params, "lr": lr} for lr, params in by_rate.items()]
@@ -89,6 +99,29 @@ class ScaleOptimizer:
             prefix = f"{moments}/"
             own = ({k: v for k, v in part.items() if k.startswith(prefix)} for part in (tensors, values))
             restore_state(self._optimizer(moments), self._names, *own, prefix=prefix)
+
+
+def can_skip(optimizer: Optimizer) -> bool:
+    """Whether an optimizer can decide on the device not to step, as those of PyTorch with fused=True can."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def step_unless(optimizer: Optimizer, skip: Tensor | None) -> None:
+    """Step an optimizer, or do nothing if the float32 scalar `skip` is 1, which the host does not read.
+
+    Args:
+        optimizer: one that `can_skip`, if `skip` is given.
+        skip: 0 or 1, on the device of the parameters; None steps.
+    """
+    if skip is None:
+        optimizer.step()
+        return
+    # What torch.amp.GradScaler hands to fused optimizers.
+    optimizer.grad_scale, optimizer.found_inf = None, skip  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def flatten_state(
