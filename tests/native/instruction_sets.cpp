@@ -33,7 +33,7 @@ void fill(Problem& problem) {
     a.bits = static_cast<int>(draw(2, a.stored_bits));
     a.N = draw(1, 20);
     a.K = draw(1, 700);
-    a.M = draw(1, 10);
+    a.M = draw(1, 20);
     a.x_stride = a.K;
     a.row_bytes = (a.K + 63) / 64 * 8;
     const int64_t sizes[] = {0, 0, 32, 64, 128, 256, 5, 48};
