@@ -3,8 +3,9 @@
     python benchmarks/many_rows.py [--shape 4096x4096] [--rows 128 512] [--bits 8 6 4 2] [--repeat 9] [--json FILE]
 
 Contestants take turns on the same codes; medians are printed. At every width the weights are read from the planes of
-one stored copy, and unpacked on the way. The peer is `torch.ops.onednn.qlinear_pointwise` with int8 weights that oneDNN
-has packed before, one copy for one width; PyTorch's float32 layer stands beside it. All return float32.
+one stored copy, and unpacked on the way. One more line has the tiles of a width in memory, as engines keep them where
+the cache holds those of all layers. The peer is `torch.ops.onednn.qlinear_pointwise` with int8 weights that oneDNN has
+packed before, one copy for one width too; PyTorch's float32 layer stands beside it. All return float32.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitswitch import kernels
 from bitswitch._planes import planes_needed
 from bitswitch.bench import Timing, add_options, interleave, machine, write_json
 from bitswitch.cli.tables import print_table
 from bitswitch.runtime.kernels import run_linear_planes
 from bitswitch.runtime.reference import weight_codes
+from bitswitch.runtime.tiles import pack_tiles, run_linear_tiled
 
 STORED = 8
 ONEDNN, FLOAT = "oneDNN int8", "PyTorch float32"
@@ -49,7 +52,7 @@ class Layer:
         """Return a call of the layer at a width, from the planes."""
         planes = self.planes[: planes_needed(STORED, bits)]
         addresses = [plane.data_ptr() for plane in planes]
-        multiplier = (self.scale * INPUT_SCALE * 2.0 ** (STORED - bits))[:, None].contiguous()
+        multiplier = self._multiplier(bits)
 
         def call() -> Tensor:
             return run_linear_planes(
@@ -66,6 +69,15 @@ class Layer:
             )
 
         return call
+
+    def tiled(self, codes: Tensor, bits: int) -> Callable[[], Tensor]:
+        """Return a call of the layer at a width, from tiles that were made before."""
+        tiles = pack_tiles(self.planes, stored_bits=STORED, bits=bits, channels=self.in_features)
+        multiplier = self._multiplier(bits)
+        return lambda: run_linear_tiled(tiles, codes, multiplier, self.bias, zero_point=0, row_scale=None)
+
+    def _multiplier(self, bits: int) -> Tensor:
+        return (self.scale * INPUT_SCALE * 2.0 ** (STORED - bits))[:, None].contiguous()
 
     def onednn(self, codes: Tensor) -> Callable[[], Tensor]:
         """Return a call of oneDNN at the stored width; AttributeError if PyTorch comes without it."""
@@ -86,6 +98,8 @@ def measure(layer: Layer, rows: int, bits: Sequence[int], repeat: int) -> tuple[
     """Return the time of a call of each contestant, and a line for a peer that is missing."""
     codes = torch.randint(0, 256, (rows, layer.in_features), dtype=torch.uint8)
     calls: dict[str, Callable[[], object]] = {f"{width} bits": layer.ours(codes, width) for width in bits}
+    if kernels.native is not None:
+        calls[f"{bits[0]} bits, tiles kept"] = layer.tiled(codes, bits[0])
     missing = []
     try:
         calls[ONEDNN] = layer.onednn(codes)

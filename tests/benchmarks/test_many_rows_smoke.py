@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import many_rows
+from bitswitch import kernels
 
 
 def test_contestants_agree() -> None:
@@ -17,6 +18,8 @@ def test_contestants_agree() -> None:
     ours = layer.ours(codes, 8)()
     assert torch.allclose(ours, layer.floats(codes)(), atol=1e-5)
     assert torch.allclose(layer.ours(codes, 6)(), ours, atol=0.1 * float(ours.abs().max()))
+    if kernels.native is not None:
+        assert torch.equal(layer.tiled(codes, 4)(), layer.ours(codes, 4)())
     try:
         peer = layer.onednn(codes)
     except (AttributeError, RuntimeError):
