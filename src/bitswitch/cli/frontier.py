@@ -89,7 +89,7 @@ def _explore(options: FrontierOptions) -> None:
     source = open_images(trained, images, options.batch_size, device)
     parts = image_parts(source, options.search_share)
     batch = min(options.batch_size, max(1, options.reestimate))
-    statistics = FirstBatches(source.calibration(batch), -(-options.reestimate // batch))
+    statistics = FirstBatches(source.calibration(batch, augment=True), -(-options.reestimate // batch))
     run = _Run(options, trained, model.to(device), parts, statistics, images)
     with silent_solver():
         found = run.explore(space, budgets)
