@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,37 +11,16 @@ from torch import Tensor
 import bitswitch as bs
 from bitswitch import kernels
 from bitswitch.quantizers import GRANULARITIES, ActivationQuantizer, Granularity, WeightQuantizer, _fused
+from tests.instruction_sets import isa as isa
 
 WIDTHS = (8, 6, 4, 3, 2)
 TYPES = (torch.float32, torch.bfloat16)
 
 
-def available() -> list[str]:
-    if kernels.native is None:
-        return []
-    active, found = kernels.native.active_isa(), []
-    for name in ("scalar", "neon", "avx2", "avx512"):
-        try:
-            kernels.native.set_isa(name)
-        except ValueError:
-            continue
-        found.append(name)
-    kernels.native.set_isa(active)
-    return found
-
-
-pytestmark = pytest.mark.skipif(kernels.native is None, reason="there are no compiled kernels to compare")
-
-
-@pytest.fixture(params=available() or ["reference"], scope="module", autouse=True)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    if kernels.native is None:
-        yield request.param
-        return
-    active = kernels.native.active_isa()
-    kernels.native.set_isa(request.param)
-    yield request.param
-    kernels.native.set_isa(active)
+pytestmark = [
+    pytest.mark.skipif(kernels.native is None, reason="there are no compiled kernels to compare"),
+    pytest.mark.usefixtures("isa"),
+]
 
 
 Run = tuple[Tensor, dict[str, Tensor]]

@@ -12,8 +12,8 @@ import torch
 
 import bitswitch as bs
 from bitswitch import kernels
+from tests.instruction_sets import available
 from tests.runtime import _networks
-from tests.runtime.conftest import available
 
 _CHILD = """
 import sys, torch
