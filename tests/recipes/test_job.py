@@ -81,6 +81,7 @@ def test_another_configuration_is_refused_by_name(finished: Finished, tiny: Reci
 
 def test_job_keeps_the_determinism_of_its_caller(finished: Finished) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("distill", ["float", "self"])

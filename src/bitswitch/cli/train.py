@@ -98,9 +98,10 @@ def _stored_recipe(folder: Path) -> Recipe:
 def _train(recipe: Recipe, find_folder: Callable[[], Path]) -> None:
     """Run or continue a recipe and print its results."""
     from bitswitch.recipes.job import run_recipe
-    from bitswitch.training import distributed
+    from bitswitch.training import distributed, keep_freed_memory
     from bitswitch.training.run_state import broadcast_text
 
+    keep_freed_memory()
     try:
         device = distributed.init("gloo" if recipe.run.device == "cpu" else None)
         # Only one process may look at the clock and at locks.
