@@ -13,6 +13,7 @@ from bitswitch.runtime.graph.describe import describe_plan
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode, MeanNode, PoolNode, TorchNode
 from bitswitch.runtime.graph.plan import Plan, make_plan
 from bitswitch.runtime.graph.purity import UntraceableError
+from bitswitch.runtime.graph.shapes import _share
 from bitswitch.runtime.graph.trace import trace_network
 from tests.networks import images, residual
 
@@ -145,3 +146,15 @@ def test_buffers_in_use_together_do_not_overlap() -> None:
     one_at_a_time, total = place({i: Request(640, i, i) for i in range(10)})
     assert total <= 640 + 64
     assert set(one_at_a_time.values()) == {0}
+
+
+def test_sums_take_the_place_of_summands_that_nobody_needs_after_them() -> None:
+    conv = ConvNode("a", "a", "a", "x")
+    first = ConvNode("b", "b", "b", "a", residual="a", addition="b")
+    second = ConvNode("c", "c", "c", "b", residual="b", addition="c")
+    kept = ConvNode("d", "d", "d", "c", residual="b", addition="d")
+    plan = Plan((), (conv, first, second, kept), None, {}, frozenset("abcd"), ())
+    requests = {("a", None): Request(64, 0, 1), ("b", None): Request(64, 1, 3), ("c", None): Request(64, 2, 3)}
+    requests["d", None] = Request(64, 3, 4)
+    assert _share(plan, requests) == {("b", None): ("a", None), ("d", None): ("a", None)}
+    assert requests == {("a", None): Request(64, 0, 4), ("c", None): Request(64, 2, 3)}

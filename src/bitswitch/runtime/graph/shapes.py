@@ -59,7 +59,11 @@ def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module,
         if node.name in needed:
             samples[node.name] = torch.zeros(shape) if isinstance(node, LinearNode) else _image(shape)
     last = frozenset(name for name, value in samples.items() if isinstance(value, Tensor) and is_channels_last(value))
-    places, size = place(_requests(plan, shapes))
+    requests = _requests(plan, shapes)
+    shared = _share(plan, requests)
+    places, size = place(requests)
+    for key, holder in shared.items():
+        places[key] = places[holder]
     return Fit(plan, shapes, last, places, size)
 
 
@@ -151,3 +155,29 @@ def _requests(plan: Plan, shapes: Mapping[str, Shape]) -> dict[Any, Request]:
         elif isinstance(node, ConvNode) and not plan.takes_codes(node):
             requests[node.source, node.name] = Request(_code_bytes(shapes[node.source]), i, i)
     return requests
+
+
+def _share(plan: Plan, requests: dict[Any, Request]) -> dict[Any, Any]:
+    """Let a sum take the place of the summand that nobody needs after it: what is in the caches already.
+
+    Kernels read every element of the summand just before they write that of the sum.
+
+    Args:
+        plan: the plan.
+        requests: its buffers. Those of such sums are taken out, and the summands' are in use as long as the sums'.
+
+    Returns:
+        Whose buffer each of these sums is in.
+    """
+    shared: dict[Any, Any] = {}
+    for index, node in enumerate(plan.nodes):
+        if not isinstance(node, ConvNode) or node.residual is None:
+            continue
+        key, summand = (node.name, None), (node.residual, None)
+        holder = shared.get(summand, summand)
+        held, wanted = requests.get(holder), requests.get(key)
+        if held is not None and wanted is not None and held.last == index and held.size == wanted.size:
+            del requests[key]
+            requests[holder] = Request(held.size, held.first, wanted.last)
+            shared[key] = holder
+    return shared
