@@ -18,6 +18,7 @@ from bitswitch import kernels
 from bitswitch.layers.base import iter_layers
 from bitswitch.layers.table import state_of
 from bitswitch.models.resnet_cifar import resnet20_cifar
+from bitswitch.runtime.graph.execute import samples_of_part
 from bitswitch.runtime.graph.geometry import ShapeError
 from tests.networks import images, residual
 from tests.runtime.graph_networks import OnGraph, calibrated
@@ -214,6 +215,14 @@ def test_large_batches_run_in_parts(mixes: str, monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(graph.run(bound, given_x), expected)
     in_parts = any(key[0][0][0] < 7 for key in graph.executor._fitted)
     assert in_parts == (mixes == "nothing")
+
+
+@pytest.mark.parametrize(
+    ("count", "megabytes", "threads", "expected"),
+    [(16, 64, 2, 4), (16, 64, 3, 3), (16, 64, 1, 4), (7, 112, 4, 4), (1, 64, 2, 1), (16, 1600, 2, 2)],
+)
+def test_parts_are_shared_evenly_by_threads(count: int, megabytes: int, threads: int, expected: int) -> None:
+    assert samples_of_part(count, megabytes << 20, threads) == expected
 
 
 def test_outputs_are_not_views_of_buffers() -> None:

@@ -142,18 +142,21 @@ class GraphExecutor:
         if program is None:
             # Two threads may both make it; either will do.
             program = fitted.programs[bound] = compile_plan(fit, self.geometries, bound, self.network)
-        if fit.size > _PART_BYTES and program.by_sample and len(next(iter(inputs.values()))) > 1:
-            return self._run_parts(bound, inputs, -(-fit.size // _PART_BYTES))
+        if fit.size > _PART_BYTES and program.by_sample:
+            count = len(next(iter(inputs.values())))
+            part = samples_of_part(count, fit.size, torch.get_num_threads())
+            if part < count:
+                return self._run_parts(bound, inputs, part)
         arena = self.arenas.take(fit.size)
         result = program.run(arena, inputs)
         # Not after an exception: somebody may still have views of it.
         self.arenas.give(arena)
         return result
 
-    def _run_parts(self, bound: Bound, inputs: Mapping[str, Tensor], count: int) -> Any:
+    def _run_parts(self, bound: Bound, inputs: Mapping[str, Tensor], samples: int) -> Any:
         """Run parts of a batch one after the other, and put their results together."""
         results: list[Any] = []
-        for tensors in zip(*(tensor.tensor_split(min(count, len(tensor))) for tensor in inputs.values()), strict=True):
+        for tensors in zip(*(tensor.split(samples) for tensor in inputs.values()), strict=True):
             part = dict(zip(inputs, tensors, strict=True))
             results.append(self._run_fit(*self._fit(bound, part), bound, part))
         return pytree.tree_map(lambda *found: torch.cat(found) if isinstance(found[0], Tensor) else found[0], *results)
@@ -229,6 +232,20 @@ class GraphExecutor:
         with self._lock:
             if reason in self._reasons or len(self._reasons) < _MOST_REASONS:
                 self._reasons[reason] = self._reasons.get(reason, 0) + 1
+
+
+def samples_of_part(count: int, size: int, threads: int) -> int:
+    """Return how many samples of a batch are run at once.
+
+    Kernels split work between threads by samples first, so as many samples as threads, or a multiple, share it evenly.
+
+    Args:
+        count: samples of the batch.
+        size: bytes of its buffers.
+        threads: that run it.
+    """
+    fitting = max(1, count * _PART_BYTES // size)
+    return min(count, max(threads, fitting - fitting % threads))
 
 
 def _cast(result: Any, dtype: torch.dtype) -> Any:
