@@ -49,6 +49,8 @@ class FrontierOptions(BudgetOptions, TrainedOptions):
     """Share of the held-out images that choices are made on, if the recipe keeps no images for validation."""
     reestimate: int = 0
     """Training images that every SubNet's BatchNorm statistics are estimated on anew; 0 leaves those of training."""
+    engine: bool = False
+    """Measure on the integers that deployment computes with, on the CPU: several times as fast as simulating them."""
     metric: Literal["accuracy", "top5"] = "accuracy"
     """Share of right answers, or of answers among the best five."""
     batch_size: int = 512
@@ -63,6 +65,8 @@ def run(arguments: Sequence[str]) -> None:
     for name, least in _LEAST.items():
         if getattr(options, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}; got {getattr(options, name)}")
+    if options.engine and options.reestimate:
+        raise ConfigError("--reestimate runs the network in float32, which --engine does not; give one of them")
     from bitswitch.training import distributed
 
     try:
@@ -75,13 +79,14 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _explore(options: FrontierOptions) -> None:
+    from bitswitch import deploy
     from bitswitch.cli.search import search_space
     from bitswitch.recipes.trained import FirstBatches, Trained, image_parts, images_of, open_images
     from bitswitch.training import distributed
 
     trained = Trained.open(options.trained)
     images = images_of(trained.recipe, options.trained, options.data, options.data_folder)
-    device = distributed.init("gloo" if options.device == "cpu" else None)
+    device = distributed.init("gloo" if options.device == "cpu" or options.engine else None)
     model = trained.supernet()
     sensitivity = load_sensitivity(options.sensitivity, options, trained, model)
     space = search_space(options, options, trained, model, sensitivity)
@@ -90,7 +95,8 @@ def _explore(options: FrontierOptions) -> None:
     parts = image_parts(source, options.search_share)
     batch = min(options.batch_size, max(1, options.reestimate))
     statistics = FirstBatches(source.calibration(batch, augment=True), -(-options.reestimate // batch))
-    run = _Run(options, trained, model.to(device), parts, statistics, images)
+    network = deploy(model) if options.engine else model.to(device)
+    run = _Run(options, trained, model, network, parts, statistics, images)
     with silent_solver():
         found = run.explore(space, budgets)
     data = run.unseen(found, sensitivity)
@@ -118,11 +124,12 @@ def _budgets(options: FrontierOptions, space: SearchSpace) -> list[dict[str, flo
 
 @dataclass(frozen=True)
 class _Run:
-    """Measurements of one network on the images of the search and on those that it does not see."""
+    """Measurements of one network, or of its engine, on the images of the search and on those that it does not see."""
 
     options: FrontierOptions
     trained: Trained
     model: nn.Module
+    measured: nn.Module
     parts: ImageParts
     statistics: FirstBatches
     images: DataConfig
@@ -158,6 +165,7 @@ class _Run:
         about = {
             "metric": self.options.metric,
             "reestimate": self.options.reestimate,
+            "engine": self.options.engine,
             "objective": self.options.objective,
             "search_images": {"which": self.parts.names[0], "number": self.parts.search.num_samples},
             "unseen_images": {"which": self.parts.names[1], "number": self.parts.final.num_samples},
@@ -183,7 +191,7 @@ class _Run:
 
         def accuracies(precisions: Sequence[Precision]) -> list[float]:
             if not self.options.reestimate:
-                return list(evaluate(self.model, images, precisions, self.options.metric).values())
+                return list(evaluate(self.measured, images, precisions, self.options.metric).values())
             found = []
             for precision in precisions:
                 with reestimated(self.model, precision, self.statistics):
@@ -196,6 +204,7 @@ class _Run:
             "checkpoint": self.trained.identity(),
             "metric": self.options.metric,
             "reestimate": self.options.reestimate,
+            "engine": self.options.engine,
             "images": [part, self.options.search_share, images.num_samples, *which],
         }
         # Decoding files costs more than the network does: several SubNets then share a pass over them.
