@@ -14,7 +14,9 @@ from bitswitch.errors import ConfigError
 from bitswitch.models import Architecture
 from bitswitch.recipes import Recipe
 from bitswitch.recipes.job import CHECKPOINT_FOLDER, Results, run_recipe
+from bitswitch.recipes.loaders import RecipeData
 from bitswitch.recipes.stored import open_checkpoint, stored_recipe
+from bitswitch.training.run import read_json
 from bitswitch.training.run_loop import Observer, Phase
 from bitswitch.training.run_metrics import read_metrics
 
@@ -65,6 +67,28 @@ def test_a_checkpoint_needs_nothing_but_its_folder(finished: Finished, tiny: Rec
     assert bs.summary(model).bits == (8, 4, 2) if hasattr(bs, "summary") else True
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
     assert stored_recipe(info.folder) == tiny
+
+
+def test_held_out_images_are_for_the_final_figures(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.replace(data={"validation": 97})
+    results = run_recipe(recipe, tmp_path / "run")
+    count = RecipeData(recipe.data, recipe.run, torch.device("cpu")).validation().num_samples
+    assert count % 40
+    evaluated = [row for row in read_metrics(tmp_path / "run/metrics.csv") if row.is_evaluation]
+    assert {(row.phase, row.split) for row in evaluated} == {("float", "validation"), ("joint", "validation")}
+
+    def is_share_of(value: float | None, count: int) -> bool:
+        return value is not None and value * count == pytest.approx(round(value * count), abs=1e-9)
+
+    assert all(is_share_of(row.accuracy, count) for row in evaluated)
+    assert all(is_share_of(value, 40) for value in (results.float_accuracy, *results.accuracy.values()))
+
+
+def test_times_of_training_steps(finished: Finished) -> None:
+    (session,) = read_json(finished[0] / "timing.json")["sessions"]
+    assert {name: phase["steps"] for name, phase in session["training"].items()} == {"float": 3, "joint": 6}
+    assert 0 < sum(phase["seconds"] for phase in session["training"].values()) < session["seconds"]
+    assert "PyTorch" in session["machine"]
 
 
 def test_a_finished_run_is_only_read(finished: Finished, tiny: Recipe) -> None:

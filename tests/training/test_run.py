@@ -31,6 +31,7 @@ class Dropping:
     name = "joint"
     epochs = 3
     steps_per_epoch = 5
+    split = "held-out"
     device = CPU
 
     def __init__(self, crash_at: int | None = None) -> None:

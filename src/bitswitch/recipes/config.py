@@ -43,7 +43,7 @@ class DataConfig:
     num_workers: int | None = None
     """Processes that decode images of a folder; None for as many as there are processors, at most 8."""
     validation: int | None = None
-    """Keep so many training images out of training, for search and choices; not for folder."""
+    """Keep so many training images out, for search, choices and the accuracies on the way; not for folder."""
     split_seed: int = 0
     """Chooses the held-out fifth of the digits, and the validation images."""
     max_train: int | None = None

@@ -22,7 +22,7 @@ from bitswitch.models import build_model
 from bitswitch.recipes.config import Recipe
 from bitswitch.recipes.convert import from_json, to_json
 from bitswitch.recipes.loaders import RecipeData
-from bitswitch.recipes.phases import FloatPhase, JointPhase, autocast_type
+from bitswitch.recipes.phases import Evaluated, FloatPhase, JointPhase, autocast_type, float_accuracy
 from bitswitch.recipes.start import FLOAT_STATE, earlier_float_state, load_trained
 from bitswitch.recipes.stored import CHECKPOINT_FOLDER, RECIPE_NAME, architecture_of
 from bitswitch.recipes.supernet import make_sampler
@@ -30,7 +30,6 @@ from bitswitch.report import write_report
 from bitswitch.training import distributed, evaluate
 from bitswitch.training.run import RunFolder, write_json
 from bitswitch.training.run_loop import Cadence, Observer, run_phase
-from bitswitch.training.run_metrics import FLOAT_BITS, read_metrics
 from bitswitch.training.run_state import load_model_state, model_state
 
 
@@ -118,6 +117,10 @@ class _Job:
         self.observer = observer
         self.data = RecipeData(recipe.data, recipe.run, device)
         self.held_out = self.data.held_out()
+        # Choices are made by what is seen on the way, which then must not be the images of the final figures.
+        self.evaluated = Evaluated(self.held_out, "held-out")
+        if recipe.data.validation is not None:
+            self.evaluated = Evaluated(self.data.validation(), "validation")
         run = recipe.run
         self.cadence = Cadence(run.log_every, run.checkpoint_every, run.evaluate_every)
 
@@ -130,9 +133,9 @@ class _Job:
         sampler = make_sampler(self.recipe, network, float_network, self.data, self.folder.path)
         self._seed(1, distributed.rank())
         loader = self.data.training(self.recipe.joint.batch_size, seed=derive_seed(self.recipe.run.seed, 1))
-        phase = JointPhase(network, float_network, self.recipe, loader, self.held_out, self.device, sampler)
+        phase = JointPhase(network, float_network, self.recipe, loader, self.evaluated, self.device, sampler)
         run_phase(phase, self.folder, self.cadence, self.observer)
-        return self._finish(network)
+        return self._finish(network, float_network)
 
     def _seed(self, *key: int) -> None:
         torch.manual_seed(derive_seed(self.recipe.run.seed, *key))
@@ -168,7 +171,7 @@ class _Job:
             start = dataclasses.replace(start, epochs=0)
         self._seed(0, distributed.rank())
         loader = self.data.training(start.batch_size, seed=self.recipe.run.seed)
-        phase = FloatPhase(network, start, autocast_type(self.recipe), loader, self.held_out, self.device)
+        phase = FloatPhase(network, start, autocast_type(self.recipe), loader, self.evaluated, self.device)
         run_phase(phase, self.folder, self.cadence, self.observer)
         self.folder.write_state(model_state(network), None, FLOAT_STATE)
         distributed.barrier()
@@ -200,8 +203,8 @@ class _Job:
             load_trained(prepared, network, self.recipe)
         return prepared
 
-    def _finish(self, network: nn.Module) -> Results:
-        """Store the network and evaluate what was stored."""
+    def _finish(self, network: nn.Module, float_network: nn.Module) -> Results:
+        """Store the network and evaluate what was stored, and the float network, on the held-out images."""
         architecture = architecture_of(self.recipe.model)
         folder = self.folder.path / CHECKPOINT_FOLDER
         if distributed.is_main():
@@ -211,12 +214,8 @@ class _Job:
         stored = load(folder, into=self._place(architecture.build()))
         accuracy = {bits: value for bits, value in evaluate(stored, self.held_out).items() if isinstance(bits, int)}
         info = read_info(folder)
-        return Results(self._float_accuracy(), accuracy, info.bytes_at, info.float_bytes)
-
-    def _float_accuracy(self) -> float:
-        self.folder.metrics.sync()
-        rows = [row for row in read_metrics(self.folder.metrics.path) if row.split == "held-out"]
-        return [row.accuracy or 0.0 for row in rows if row.bits == FLOAT_BITS][-1]
+        reference = float_accuracy(float_network, self.held_out, self.device)
+        return Results(reference, accuracy, info.bytes_at, info.float_bytes)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class LogLines(Observer):
 
     def after_rows(self, phase: Phase, rows: Sequence[MetricsRow]) -> None:
         """Write the accuracies of an evaluation."""
-        if rows[0].split == "held-out":
+        if rows[0].is_evaluation:
             self.write(f"{_title(phase)}: epoch {rows[0].epoch}/{phase.epochs}, {accuracies(rows)}")
 
 
@@ -99,7 +99,7 @@ class Bar(Observer):
 
     def after_rows(self, phase: Phase, rows: Sequence[MetricsRow]) -> None:
         """Show the accuracies of an evaluation."""
-        if self._task is not None and rows[0].split == "held-out":
+        if self._task is not None and rows[0].is_evaluation:
             self._progress.update(self._task, accuracy=accuracies(rows))
 
     def end(self, phase: Phase) -> None:

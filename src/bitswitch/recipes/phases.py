@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,17 +23,26 @@ from bitswitch.training.samplers import Sampler
 from bitswitch.training.schedule import cosine
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """Images to evaluate on, and which they are: one of `run_metrics.EVALUATED`."""
+
+    images: Loader
+    split: str
+
+
 class _Base:
     """What both phases have in common: their batches."""
 
-    def __init__(self, name: str, epochs: int, training: Loader, held_out: Loader, device: torch.device) -> None:
+    def __init__(self, name: str, epochs: int, training: Loader, evaluated: Evaluated, device: torch.device) -> None:
         self.name = name
         self.epochs = epochs
         self.device = device
         self.steps_per_epoch = training.steps_per_epoch
         self.total_steps = max(1, epochs * self.steps_per_epoch)
         self._training = training
-        self._held_out = held_out
+        self.split = evaluated.split
+        self._evaluated = evaluated.images
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Any]:
         """Return the batches of an epoch from a step on."""
@@ -47,7 +57,7 @@ class FloatPhase(_Base):
         config: optimizer, learning rate, epochs.
         autocast: type of the forward pass, or None.
         training: batches to train on.
-        held_out: batches to evaluate on.
+        evaluated: what to evaluate on after epochs.
         device: of the network.
     """
 
@@ -57,10 +67,10 @@ class FloatPhase(_Base):
         config: StartConfig,
         autocast: torch.dtype | None,
         training: Loader,
-        held_out: Loader,
+        evaluated: Evaluated,
         device: torch.device,
     ) -> None:
-        super().__init__("float", config.epochs, training, held_out, device)
+        super().__init__("float", config.epochs, training, evaluated, device)
         self.model: nn.Module = network
         if distributed.world_size() > 1 and config.epochs:
             ids = None if device.index is None else [device.index]
@@ -95,7 +105,7 @@ class FloatPhase(_Base):
 
     def evaluate(self) -> Mapping[int, float]:
         """Return the accuracy of the float network."""
-        return {FLOAT_BITS: float_accuracy(unwrap(self.model), self._held_out, self.device)}
+        return {FLOAT_BITS: float_accuracy(unwrap(self.model), self._evaluated, self.device)}
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         """Return the optimizer's state."""
@@ -116,7 +126,7 @@ class JointPhase(_Base):
         teacher: the float network, used if the recipe distills from it.
         recipe: all settings.
         training: batches to train on.
-        held_out: batches to evaluate on.
+        evaluated: what to evaluate on after epochs.
         device: of the network.
         sampler: draws widths for the layers; None trains every width as it is.
     """
@@ -127,12 +137,12 @@ class JointPhase(_Base):
         teacher: nn.Module,
         recipe: Recipe,
         training: Loader,
-        held_out: Loader,
+        evaluated: Evaluated,
         device: torch.device,
         sampler: Sampler | None = None,
     ) -> None:
         config = recipe.joint
-        super().__init__("joint", config.epochs, training, held_out, device)
+        super().__init__("joint", config.epochs, training, evaluated, device)
         self.model: nn.Module = wrap_ddp(network) if distributed.world_size() > 1 else network
         self.trainer = JointTrainer(
             self.model,
@@ -168,7 +178,7 @@ class JointPhase(_Base):
 
     def evaluate(self) -> Mapping[int, float]:
         """Return the accuracy at every width."""
-        return {bits: value for bits, value in evaluate(self.model, self._held_out).items() if isinstance(bits, int)}
+        return {bits: value for bits, value in evaluate(self.model, self._evaluated).items() if isinstance(bits, int)}
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         """Return the trainer's state."""

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bitswitch._files import write_file
-from bitswitch.training.run_metrics import FLOAT_BITS, MetricsRow
+from bitswitch.training.run_metrics import EVALUATED, FLOAT_BITS, MetricsRow
 
 DPI = 144
 FLOAT_COLOR = "#222222"
@@ -70,6 +70,17 @@ class PlotData:
         """The widths, highest first."""
         return sorted(self.accuracy, reverse=True)
 
+    @property
+    def split(self) -> str:
+        """The images that were evaluated on after epochs."""
+        return next((row.split for row in self.rows if row.is_evaluation), "held-out")
+
+    @property
+    def float_watched(self) -> float:
+        """Accuracy of the float network on the same images, 0…1."""
+        found = [row.accuracy for row in self.rows if row.is_evaluation and row.bits == FLOAT_BITS]
+        return self.float_accuracy if self.split == "held-out" or not found or found[-1] is None else found[-1]
+
     def series(self, split: str, bits: int, column: str) -> tuple[list[float], list[float]]:
         """Return (epochs, values) of a column in joint training, where there are values."""
         rows = [r for r in self.rows if (r.phase, r.split, r.bits) == ("joint", split, bits)]
@@ -77,9 +88,9 @@ class PlotData:
         return [self._epochs(r) for r in kept], [getattr(r, column) for r in kept]
 
     def _epochs(self, row: MetricsRow) -> float:
-        if row.split == "held-out":
+        if row.is_evaluation:
             return float(row.epoch)
-        ends = [r for r in self.rows if (r.phase, r.split) == ("joint", "held-out") and r.epoch > 0]
+        ends = [r for r in self.rows if r.phase == "joint" and r.is_evaluation and r.epoch > 0]
         return row.step * ends[0].epoch / ends[0].step if ends else float(row.epoch)
 
 
@@ -164,13 +175,14 @@ def _accuracy(figure: Figure, data: PlotData) -> bool:
 
 def _curves(figure: Figure, data: PlotData) -> bool:
     left, right = figure.subplots(1, 2)
-    drawn = [_lines(left, data, "train", "loss", log=True), _lines(right, data, "held-out", "accuracy", scale=100)]
-    right.axhline(100 * data.float_accuracy, color=FLOAT_COLOR, linestyle=(0, (5, 3)), linewidth=1.2, label="float")
+    drawn = [_lines(left, data, "train", "loss", log=True), _lines(right, data, data.split, "accuracy", scale=100)]
+    reference = 100 * data.float_watched
+    right.axhline(reference, color=FLOAT_COLOR, linestyle=(0, (5, 3)), linewidth=1.2, label="float")
     _zoom(right, data)
     left.set_ylabel("cross-entropy")
     left.set_title("Training loss")
-    right.set_ylabel("held-out accuracy, %")
-    right.set_title("Held-out accuracy")
+    right.set_ylabel(f"{data.split} accuracy, %")
+    right.set_title(f"{data.split.capitalize()} accuracy")
     _legend(figure, right)
     return any(drawn)
 
@@ -196,7 +208,7 @@ def _lines(axes: Axes, data: PlotData, split: str, column: str, *, scale: float 
         epochs, values = data.series(split, bits, column)
         points = [(x, scale * y) for x, y in zip(epochs, values, strict=True) if y > 0 or not log]
         if points:
-            few = len(points) <= 40 and split == "held-out"
+            few = len(points) <= 40 and split in EVALUATED
             axes.plot(
                 *zip(*points, strict=True), color=COLORS[bits], label=label(bits), marker="o" if few else "", ms=3.5
             )
@@ -219,9 +231,9 @@ def _zoom(axes: Axes, data: PlotData) -> None:
     later = [
         100 * row.accuracy
         for row in data.rows
-        if (row.phase, row.split) == ("joint", "held-out") and row.epoch > 0 and row.accuracy is not None
+        if row.phase == "joint" and row.is_evaluation and row.epoch > 0 and row.accuracy is not None
     ]
-    values = [*later, 100 * data.float_accuracy]
+    values = [*later, 100 * data.float_watched]
     margin = max(0.08 * (max(values) - min(values)), 0.3)
     axes.set_ylim(min(values) - margin, min(max(values) + margin, 100.5))
 

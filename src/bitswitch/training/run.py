@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from bitswitch._files import parse_json, read_state, write_state
+from bitswitch.bench.machine import machine
 from bitswitch.errors import ConfigError
 from bitswitch.training import distributed
 from bitswitch.training.run_metrics import MetricsFile
@@ -57,6 +58,7 @@ class RunFolder:
         self.config = config
         self._lock: int | None = None
         self._started = time.perf_counter()
+        self._training: dict[str, dict[str, Any]] = {}
         if distributed.is_main():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path)
@@ -113,9 +115,20 @@ class RunFolder:
 
     @distributed.main_process_only
     def note_time(self) -> None:
-        """Record how long this session has taken so far, in seconds."""
-        own = {"seconds": round(time.perf_counter() - self._started, 3), "processes": distributed.world_size()}
+        """Record where this session runs, how long it has taken so far, and the steps of each phase, in seconds."""
+        own = {
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "processes": distributed.world_size(),
+            "machine": str(machine(bandwidth=False)),
+            "training": self._training,
+        }
         write_json(self.path / TIMING_NAME, {"sessions": [*self._sessions, own]})
+
+    def count_step(self, phase: str, seconds: float) -> None:
+        """Add a training step of a phase to the times of this session."""
+        done = self._training.setdefault(phase, {"steps": 0, "seconds": 0.0})
+        done["steps"] += 1
+        done["seconds"] += seconds
 
     def _past_sessions(self) -> list[Any]:
         timing = read_json(self.path / TIMING_NAME)

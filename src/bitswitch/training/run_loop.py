@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ class Phase(Protocol):
         name: distinguishes the phases of a run.
         epochs: passes over the data.
         steps_per_epoch: batches a pass.
+        split: the images that `evaluate` runs on, one of `run_metrics.EVALUATED`.
         model: the network that is trained; its state dict is part of every checkpoint.
         device: where it is.
     """
@@ -38,6 +40,7 @@ class Phase(Protocol):
     name: str
     epochs: int
     steps_per_epoch: int
+    split: str
     model: nn.Module
     device: torch.device
 
@@ -130,15 +133,18 @@ class _Loop:
         self.observer.end(self.phase)
 
     def _rest_of_epoch(self) -> None:
+        begin = time.perf_counter()
         for batch in self.phase.batches(self.epoch, self.step):
             values = self.phase.step(batch)
             self.window.add(values)
             self.step += 1
             self.observer.after_step(self.phase, self.total_step, values)
+            self.folder.count_step(self.phase.name, time.perf_counter() - begin)
             if self.step % self.cadence.log_every == 0:
                 self._flush()
             if self.step % self.cadence.checkpoint_every == 0 and self.step < self.phase.steps_per_epoch:
                 self._checkpoint()
+            begin = time.perf_counter()
         self._flush()
         done = self.epoch + 1
         if done % self.cadence.evaluate_every == 0 or done == self.phase.epochs:
@@ -153,7 +159,7 @@ class _Loop:
         accuracy = self.phase.evaluate()
         self._write(
             [
-                MetricsRow(self.phase.name, "held-out", epoch, self.total_step, bits, accuracy=value)
+                MetricsRow(self.phase.name, self.phase.split, epoch, self.total_step, bits, accuracy=value)
                 for bits, value in accuracy.items()
             ]
         )

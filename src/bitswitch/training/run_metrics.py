@@ -13,6 +13,7 @@ from typing import Any
 from bitswitch.errors import CheckpointError
 
 FLOAT_BITS = 32
+EVALUATED = ("validation", "held-out")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class MetricsRow:
 
     Attributes:
         phase: name of the phase of the run.
-        split: "train", means over the steps since the row before; or "held-out".
+        split: "train", means over the steps since the row before; or what images an evaluation was of: "validation",
+            kept out of the training images, or "held-out".
         epoch: epochs begun, from 1; 0 before training.
         step: steps done in this phase.
         bits: the width; 32 for the float network.
@@ -44,6 +46,11 @@ class MetricsRow:
     scale_lr: float | None = None
     scale_gradient: float | None = None
     scaled_gradient: float | None = None
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it is of an evaluation."""
+        return self.split in EVALUATED
 
 
 COLUMNS = tuple(item.name for item in fields(MetricsRow))
