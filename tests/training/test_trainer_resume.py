@@ -9,7 +9,7 @@ import pytest
 import torch
 from _training_networks import make_batches, make_model
 from safetensors.torch import load, save
-from test_joint import Draws
+from test_algorithms import Draws
 
 from bitswitch.errors import CheckpointError, ConfigError
 from bitswitch.training import JointTrainer
