@@ -59,6 +59,11 @@ def test_evaluate_every_width_as_the_run_did(runs: Path, checkpoint: Path, capsy
     out = capsys.readouterr().out
     assert accuracies(out) == trained
     assert out.endswith("40 images\n")
+    assert main(["evaluate", str(checkpoint), "--engine"]) == 0
+    # Float sums in another order may move an image.
+    for ours, theirs in zip(accuracies(capsys.readouterr().out), trained, strict=True):
+        assert ours[:2] == theirs[:2]
+        assert float(ours[2]) == pytest.approx(float(theirs[2]), abs=2.6)
 
 
 def test_evaluate_per_layer(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ import tyro
 
 from bitswitch.errors import ConfigError
 from bitswitch.precision import Precision
-from bitswitch.recipes.config import RunConfig
 
 if TYPE_CHECKING:
     from bitswitch.checkpoint import CheckpointInfo
@@ -33,6 +32,8 @@ class EvaluateOptions:
     """Where they are; by default as in the recipe, or the environment variable BITSWITCH_DATA."""
     metric: Literal["accuracy", "top5"] = "accuracy"
     """Share of right answers, or of answers among the best five."""
+    engine: bool = False
+    """Evaluate the integers that deployment computes with, on the CPU, instead of simulating them in float32."""
     batch_size: int = 512
     """Images a step, over all processes together."""
     device: Literal["auto", "cpu"] = "auto"
@@ -54,23 +55,25 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(options: EvaluateOptions, asked: list[Precision]) -> None:
+    from bitswitch import deploy
     from bitswitch.checkpoint import read_info
     from bitswitch.cli.tables import print_table
-    from bitswitch.recipes.loaders import RecipeData
-    from bitswitch.recipes.stored import open_checkpoint, stored_recipe
-    from bitswitch.recipes.trained import images_of
+    from bitswitch.recipes.stored import open_checkpoint
+    from bitswitch.recipes.trained import Trained, images_of, open_images
     from bitswitch.training import distributed, evaluate
 
     info = read_info(options.checkpoint)
-    data = images_of(stored_recipe(options.checkpoint), options.checkpoint, options.data, options.data_folder)
+    trained = Trained.open(options.checkpoint)
+    data = images_of(trained.recipe, options.checkpoint, options.data, options.data_folder)
     precisions = asked or [Precision.of(bits) for bits in info.bits_available]
     if not precisions:
         raise ConfigError(f"{options.checkpoint}: no width can be opened; missing are {', '.join(info.missing)}")
     for precision in precisions:
         precision.resolve(info.config.table.available)
-    device = distributed.init("gloo" if options.device == "cpu" else None)
-    model = open_checkpoint(info, precisions[0]).to(device)
-    loader = RecipeData(data, RunConfig(eval_batch_size=options.batch_size), device).held_out()
+    device = distributed.init("gloo" if options.device == "cpu" or options.engine else None)
+    model = open_checkpoint(info, precisions[0])
+    model = deploy(model) if options.engine else model.to(device)
+    loader = open_images(trained, data, options.batch_size, device).held_out()
     found = evaluate(model, loader, precisions, options.metric)
     if distributed.is_main():
         values = {Precision.of(key): value for key, value in found.items()}
