@@ -18,7 +18,7 @@ from bitswitch import kernels
 from bitswitch.layers.base import iter_layers
 from bitswitch.layers.table import state_of
 from bitswitch.models.resnet_cifar import resnet20_cifar
-from bitswitch.runtime.graph.execute import samples_of_part
+from bitswitch.runtime.graph import parts
 from bitswitch.runtime.graph.geometry import ShapeError
 from tests.networks import images, residual
 from tests.runtime.graph_networks import OnGraph, calibrated
@@ -112,19 +112,21 @@ def test_random_networks_equal_their_reference(isa: str, data: st.DataObject) ->
     torch.manual_seed(0)
     network = Network(blocks, head)
     size = data.draw(st.integers(9, 14))
-    x = torch.randn(data.draw(st.integers(1, 3)), 3, size, size)
+    x = torch.randn(data.draw(st.integers(1, 7)), 3, size, size)
     options: dict[str, Any] = {
         "first_last": data.draw(st.sampled_from(["float", 8])),
         "granularity": data.draw(st.sampled_from(["tensor", "channel"])),
     }
     graph = OnGraph(calibrated(network, torch.randn(8, 3, size, size), bits=BITS, **options))
-    for precision in (8, 2, mixed_map(graph.model, data)):
-        bound = graph.bind(precision, None)
-        out = graph.run(bound, x)
-        torch.testing.assert_close(out, graph.reference(bound, x), rtol=0, atol=0)
-        # Again, in the buffers that the first run has left, and in another memory layout.
-        again = graph.run(bound, x.contiguous(memory_format=torch.channels_last))
-        torch.testing.assert_close(again, out, rtol=0, atol=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PART_BYTES", data.draw(st.sampled_from([1 << 24, 30_000, 10_000, 3_000])))
+        for precision in (8, 2, mixed_map(graph.model, data)):
+            bound = graph.bind(precision, None)
+            out = graph.run(bound, x)
+            torch.testing.assert_close(out, graph.reference(bound, x), rtol=0, atol=0)
+            # Again, in the buffers that the first run has left, and in another memory layout.
+            again = graph.run(bound, x.contiguous(memory_format=torch.channels_last))
+            torch.testing.assert_close(again, out, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("first_last", ["float", 8])
@@ -210,19 +212,63 @@ def test_large_batches_run_in_parts(mixes: str, monkeypatch: pytest.MonkeyPatch)
     expected = graph.reference(bound, x)
     assert torch.equal(graph.run(bound, x), expected)
     assert len(graph.executor._fitted) == 1
-    monkeypatch.setattr("bitswitch.runtime.graph.execute._PART_BYTES", 1500)
+    monkeypatch.setattr(parts, "PART_BYTES", 1500)
     for given_x in (x, x.contiguous(memory_format=torch.channels_last)):
         assert torch.equal(graph.run(bound, given_x), expected)
     in_parts = any(key[0][0][0] < 7 for key in graph.executor._fitted)
     assert in_parts == (mixes == "nothing")
 
 
+class Narrowing(nn.Module):
+    """A residual network whose values get smaller, and whose end may need whole batches."""
+
+    def __init__(self, end: str) -> None:
+        super().__init__()
+        self.first, self.wide = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.down, self.skip = nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(8, 12, 1, 2)
+        self.small, self.last = nn.Conv2d(12, 12, 3, padding=1), nn.Linear(12, 5)
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.relu(self.first(x))
+        wide = F.max_pool2d(F.relu(self.wide(x) + x), 2)
+        x = F.relu(self.skip(wide) + self.down(wide))
+        x = F.relu(self.small(x) + x).mean((2, 3))
+        x = self.last(x - x.sum(0, keepdim=True) if self.end == "sum" else x)
+        return (x, wide) if self.end == "both" else x
+
+
+@pytest.mark.skipif(kernels.native is None, reason="no compiled kernels")
+@pytest.mark.parametrize("end", ["plain", "sum", "both"])
+@pytest.mark.parametrize("batch", [16, 7])
+@pytest.mark.usefixtures("isa")
+def test_heads_run_on_fewer_samples(end: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    graph = OnGraph(calibrated(Narrowing(end), torch.randn(4, 3, 16, 16), first_last=8))
+    bound, x = graph.bind(8), torch.randn(batch, 3, 16, 16)
+    monkeypatch.setattr(parts, "PART_BYTES", 40_000)
+    for given_x in (x, x.contiguous(memory_format=torch.channels_last)):
+        out, expected = graph.run(bound, given_x), graph.reference(bound, given_x)
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    heads = [fitted.fit.head for fitted in graph.executor._fitted.values() if fitted.fit is not None]
+    assert any(head is not None and head.samples < head.batch for head in heads)
+
+
 @pytest.mark.parametrize(
     ("count", "megabytes", "threads", "expected"),
-    [(16, 64, 2, 4), (16, 64, 3, 3), (16, 64, 1, 4), (7, 112, 4, 4), (1, 64, 2, 1), (16, 1600, 2, 2)],
+    [
+        (16, 64, 2, 4),
+        (16, 64, 3, 3),
+        (16, 64, 1, 4),
+        (7, 112, 4, 4),
+        (1, 64, 2, 1),
+        (16, 1600, 2, 2),
+        (16, 25, 2, 8),
+        (13, 20, 2, 8),
+    ],
 )
 def test_parts_are_shared_evenly_by_threads(count: int, megabytes: int, threads: int, expected: int) -> None:
-    assert samples_of_part(count, megabytes << 20, threads) == expected
+    assert parts.samples_of_part(count, megabytes << 20, threads) == expected
 
 
 def test_outputs_are_not_views_of_buffers() -> None:

@@ -11,6 +11,7 @@ import bitswitch as bs
 from bitswitch.runtime.graph.arena import Request, place
 from bitswitch.runtime.graph.describe import describe_plan
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode, MeanNode, PoolNode, TorchNode
+from bitswitch.runtime.graph.parts import choose_head, requests_with_head
 from bitswitch.runtime.graph.plan import Plan, make_plan
 from bitswitch.runtime.graph.purity import UntraceableError
 from bitswitch.runtime.graph.shapes import _share
@@ -158,3 +159,20 @@ def test_sums_take_the_place_of_summands_that_nobody_needs_after_them() -> None:
     requests["d", None] = Request(64, 3, 4)
     assert _share(plan, requests) == {("b", None): ("a", None), ("d", None): ("a", None)}
     assert requests == {("a", None): Request(64, 0, 4), ("c", None): Request(64, 2, 3)}
+
+
+def test_heads_end_where_values_become_small() -> None:
+    wide, down, small = ConvNode("a", "a", "a", "x"), ConvNode("b", "b", "b", "a"), ConvNode("c", "c", "c", "b")
+    plan = Plan((("x", "x"),), (wide, down, small), None, {}, frozenset("abc"), ())
+    shapes = {"x": (16, 3, 8, 8), "a": (16, 3, 8, 8), "b": (16, 3, 4, 4), "c": (16, 3, 4, 4)}
+    requests = {("a", None): Request(64 << 20, 0, 1), ("b", None): Request(8 << 20, 1, 2)}
+    requests["c", None] = Request(8 << 20, 2, 3)
+    head = choose_head(plan, shapes, requests, 72 << 20, 2)
+    assert head is not None
+    assert (head.nodes, head.samples, head.batch, head.whole) == (2, 2, 16, {("b", None)})
+    expected = {("a", None): Request(8 << 20, 0, 1), ("b", None): Request(8 << 20, 0, 2)}
+    assert requests_with_head(requests, head) == {**expected, ("c", None): requests["c", None]}
+    # Nothing is too large; nothing becomes small; samples are not apart.
+    assert choose_head(plan, shapes, requests, 16 << 20, 2) is None
+    assert choose_head(plan, shapes, {("c", None): Request(64 << 20, 0, 3)}, 72 << 20, 2) is None
+    assert choose_head(plan, {**shapes, "a": (1, 3, 8, 8)}, requests, 72 << 20, 2) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from bitswitch.runtime.graph.operands import Bound, LayerOperands
 from bitswitch.runtime.graph.program import KernelStage, Program, TorchStage, View
 from bitswitch.runtime.graph.purity import may_view
 from bitswitch.runtime.graph.reference import float_conv
-from bitswitch.runtime.graph.shapes import Fit, in_arena
+from bitswitch.runtime.graph.shapes import Fit, Shape, code_bytes, elements, in_arena
 from bitswitch.runtime.graph.values import is_channels_last, operation, view_nchw
 from bitswitch.runtime.tiles import FEW_ROWS
 
@@ -37,6 +38,7 @@ class _Compiler:
     def __init__(self, fit: Fit, geometries: Geometries, bound: Bound, model: nn.Module) -> None:
         self.fit, self.plan, self.shapes = fit, fit.plan, fit.shapes
         self.geometries, self.bound, self.model = geometries, bound, model
+        self.index = {node.name: i for i, node in enumerate(self.plan.nodes)}
         self.readers = {node.name: node for node in self.plan.nodes if isinstance(node, ConvNode)}
         # Values in the arena as views of a block like it, whose memory nothing touches.
         self.arena = torch.empty(-(-fit.size // 4))
@@ -47,10 +49,25 @@ class _Compiler:
         }
         self.stages: list[KernelStage | TorchStage] = []
         self.memories: dict[tuple[str, torch.memory_format], int] = {}
+        # The samples that the nodes of the head are compiled for just now, and ops for that many.
+        self.part: range | None = None
+        self.ops: dict[tuple[str, int], Any] = {}
 
     def program(self) -> Program:
         """Compile all nodes."""
-        for node in self.plan.nodes:
+        head, nodes = self.fit.head, self.plan.nodes
+        if head is not None:
+            for first in range(0, head.batch, head.samples):
+                self.part = range(first, min(first + head.samples, head.batch))
+                self._nodes(nodes[: head.nodes])
+            self.part, nodes = None, nodes[head.nodes :]
+        self._nodes(nodes)
+        stages = tuple(self.stages)
+        outputs = self._views(self.plan.output_values)
+        return Program(stages, 1 + len(self.memories), self.plan.output, outputs, self._is_by_sample())
+
+    def _nodes(self, nodes: tuple[Node, ...]) -> None:
+        for node in nodes:
             if isinstance(node, TorchNode):
                 self._torch(node)
             elif isinstance(node, ConvNode):
@@ -61,9 +78,6 @@ class _Compiler:
                 self._float_conv(node)
             else:
                 self._pool(node)
-        stages = tuple(self.stages)
-        outputs = self._views(self.plan.output_values)
-        return Program(stages, 1 + len(self.memories), self.plan.output, outputs, self._is_by_sample())
 
     def _is_by_sample(self) -> bool:
         """Whether kernels compute everything, and every value is the batch's samples one after the other."""
@@ -89,6 +103,9 @@ class _Compiler:
         if isinstance(node, LinearNode) or len(shape) != 4:
             return flat[: torch.Size(shape).numel()].view(shape)
         batch, channels, height, width = shape
+        head = self.fit.head
+        if head is not None and self.index[node.name] < head.nodes and (node.name, None) not in head.whole:
+            batch = head.samples
         rows = flat[: batch * channels * height * width]
         return view_nchw(rows.view(batch, height, width, channels))
 
@@ -112,7 +129,7 @@ class _Compiler:
         """Return where kernels find a float value in a layout."""
         fixed = self.fixed.get(name)
         if fixed is not None and fixed.dtype is torch.float32 and fixed.is_contiguous(memory_format=layout):
-            return _ARENA, 4 * int(fixed.storage_offset())
+            return _ARENA, 4 * int(fixed.storage_offset()) + self._shift(name, None)
         key = (name, layout)
         if key not in self.memories:
             self.memories[key] = 1 + len(self.memories)
@@ -121,16 +138,35 @@ class _Compiler:
                 self._new_stage()
                 self._kernels().views.update(self._views((name,)))
             self._kernels().loads.append((self.memories[key], name, self.shapes[name], layout))
-        return self.memories[key], 0
+        return self.memories[key], 0 if self.part is None else 4 * elements(self._shape(name)[1:]) * self.part.start
 
     def _codes(self, source: str, reader: str) -> Place:
-        return _ARENA, self.fit.places[source, reader]
+        return _ARENA, self.fit.places[source, reader] + self._shift(source, reader)
+
+    def _shift(self, value: str, reader: str | None) -> int:
+        """Return how far from a buffer's beginning the samples are that are compiled for."""
+        head = self.fit.head
+        if self.part is None or head is None or (value, reader) not in head.whole:
+            return 0
+        sample = (1, *self.shapes[value][1:])
+        return self.part.start * (4 * elements(sample) if reader is None else code_bytes(sample))
+
+    def _shape(self, name: str) -> Shape:
+        shape = self.shapes[name]
+        return shape if self.part is None else (len(self.part), *shape[1:])
+
+    def _op(self, node: Node, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Return a node's op for as many samples as are compiled for."""
+        key = node.name, 0 if self.part is None else len(self.part)
+        if key not in self.ops:
+            self.ops[key] = make(*args, **options)
+        return self.ops[key]
 
     def _outputs(self, node: Node) -> tuple[Place, list[Place]]:
         """Return where the float result goes, if it is wanted, and the codes."""
         offset = self.fit.places.get((node.name, None))
         codes = [self._codes(node.name, reader) for reader in self.plan.code_readers.get(node.name, ())]
-        return (_NOWHERE if offset is None else (_ARENA, offset)), codes
+        return (_NOWHERE if offset is None else (_ARENA, offset + self._shift(node.name, None))), codes
 
     def _epilogue(self, node: Node, clamp: tuple[float, float]) -> Epilogue:
         readers = [self.readers[name] for name in self.plan.code_readers.get(node.name, ())]
@@ -163,23 +199,24 @@ class _Compiler:
         self.stages.append(stage)
 
     def _pool(self, node: PoolNode | MeanNode) -> None:
-        shape, epilogue = self.shapes[node.source], self._epilogue(node, _UNBOUNDED)
+        shape, epilogue = self._shape(node.source), self._epilogue(node, _UNBOUNDED)
         if isinstance(node, PoolNode):
-            op = conv_kernels.max_pool_op(pool_window(node.pool, shape), shape[1], epilogue)
+            op = self._op(node, conv_kernels.max_pool_op, pool_window(node.pool, shape), shape[1], epilogue)
         else:
-            op = conv_kernels.mean_pool_op(shape[0], shape[2] * shape[3], shape[1], epilogue)
+            op = self._op(node, conv_kernels.mean_pool_op, shape[0], shape[2] * shape[3], shape[1], epilogue)
         x = self._floats(node.source, _CHANNELS_LAST)
         self._kernels().native.add(op, x, _NOWHERE, *self._outputs(node))
 
     def _conv(self, node: ConvNode) -> None:
         operands, geometry = self._operands(node), self.geometries[node.layer]
         assert isinstance(geometry, ConvGeometry)
-        assert operands.packed is not None
-        shape = self.shapes[node.source]
+        shape = self._shape(node.source)
         codes = self._codes(node.source, node.name)
         if not self.plan.takes_codes(node):
             self._quantize(node.source, shape, operands.quantizer, codes)
-        op = conv_kernels.conv_op(
+        op = self._op(
+            node,
+            conv_kernels.conv_op,
             operands.packed,
             geometry.window(shape),
             self._epilogue(node, node.clamp or _UNBOUNDED),

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from bitswitch import kernels
 from bitswitch.runtime.cache import DerivedCache
 from bitswitch.runtime.configuration import Configuration
+from bitswitch.runtime.graph import parts
 from bitswitch.runtime.graph.arena import Arenas
 from bitswitch.runtime.graph.compile import compile_plan
 from bitswitch.runtime.graph.describe import describe_plan, headline
@@ -31,8 +32,6 @@ from bitswitch.runtime.stored import StoredWeight
 
 # Shapes of inputs for which plans are kept.
 _MOST_SHAPES = 8
-# Buffers that should stay in the processor's caches: a batch that takes more is run in parts where that is the same.
-_PART_BYTES = 16 << 20
 # Reasons for running module by module that are remembered.
 _MOST_REASONS = 8
 
@@ -142,9 +141,9 @@ class GraphExecutor:
         if program is None:
             # Two threads may both make it; either will do.
             program = fitted.programs[bound] = compile_plan(fit, self.geometries, bound, self.network)
-        if fit.size > _PART_BYTES and program.by_sample:
+        if fit.busy > parts.PART_BYTES and program.by_sample:
             count = len(next(iter(inputs.values())))
-            part = samples_of_part(count, fit.size, torch.get_num_threads())
+            part = parts.samples_of_part(count, fit.busy, torch.get_num_threads())
             if part < count:
                 return self._run_parts(bound, inputs, part)
         arena = self.arenas.take(fit.size)
@@ -232,20 +231,6 @@ class GraphExecutor:
         with self._lock:
             if reason in self._reasons or len(self._reasons) < _MOST_REASONS:
                 self._reasons[reason] = self._reasons.get(reason, 0) + 1
-
-
-def samples_of_part(count: int, size: int, threads: int) -> int:
-    """Return how many samples of a batch are run at once.
-
-    Kernels split work between threads by samples first, so as many samples as threads, or a multiple, share it evenly.
-
-    Args:
-        count: samples of the batch.
-        size: bytes of its buffers.
-        threads: that run it.
-    """
-    fitting = max(1, count * _PART_BYTES // size)
-    return min(count, max(threads, fitting - fitting % threads))
 
 
 def _cast(result: Any, dtype: torch.dtype) -> Any:

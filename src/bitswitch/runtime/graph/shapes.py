@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from bitswitch.runtime.graph.arena import Request, place
 from bitswitch.runtime.graph.geometry import Geometries, LinearGeometry, ShapeError, pool_window
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode, MeanNode, Node, PoolNode, TorchNode
 from bitswitch.runtime.graph.operands import Bound
+from bitswitch.runtime.graph.parts import Head, bytes_in_use, choose_head, requests_with_head
 from bitswitch.runtime.graph.plan import Plan
 from bitswitch.runtime.graph.values import is_channels_last, operation, view_nchw
 
@@ -30,6 +31,8 @@ class Fit:
         channels_last: values that PyTorch computes with their channels last in memory.
         places: offsets of buffers in the arena, in bytes: (value, None) of floats, (value, reader) of codes.
         size: of the arena, in bytes.
+        head: nodes that run on a few samples at once.
+        busy: bytes of buffers that are in use together, without what waits while the head runs.
     """
 
     plan: Plan
@@ -37,6 +40,8 @@ class Fit:
     channels_last: frozenset[str]
     places: Mapping[Any, int]
     size: int
+    head: Head | None
+    busy: int
 
 
 def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module, inputs: Mapping[str, Tensor]) -> Fit:
@@ -62,9 +67,14 @@ def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module,
     requests = _requests(plan, shapes)
     shared = _share(plan, requests)
     places, size = place(requests)
+    head, busy = choose_head(plan, shapes, requests, size, torch.get_num_threads()), size
+    if head is not None:
+        busy = max(bytes_in_use(requests, len(plan.nodes))[head.nodes :])
+        places, size = place(requests_with_head(requests, head))
+        head = replace(head, whole=head.whole | {key for key, holder in shared.items() if holder in head.whole})
     for key, holder in shared.items():
         places[key] = places[holder]
-    return Fit(plan, shapes, last, places, size)
+    return Fit(plan, shapes, last, places, size, head, busy)
 
 
 def _check_types(node: Node, samples: Mapping[str, Any]) -> None:
@@ -115,12 +125,13 @@ def in_arena(node: Node) -> bool:
     return isinstance(node, (ConvNode, LinearNode, PoolNode, MeanNode))
 
 
-def _code_bytes(shape: Shape) -> int:
+def code_bytes(shape: Shape) -> int:
     """Return the bytes of the codes of a value (N, C, H, W): channels last, rounded up."""
     return shape[0] * shape[2] * shape[3] * channel_stride(shape[1])
 
 
-def _elements(shape: Shape) -> int:
+def elements(shape: Shape) -> int:
+    """Return the number of elements of a value."""
     total = 1
     for length in shape:
         total *= length
@@ -145,15 +156,15 @@ def _requests(plan: Plan, shapes: Mapping[str, Shape]) -> dict[Any, Request]:
     requests: dict[Any, Request] = {}
     for i, node in enumerate(plan.nodes):
         if in_arena(node) and node.name in plan.float_values:
-            requests[node.name, None] = Request(4 * _elements(shapes[node.name]), i, last[node.name])
+            requests[node.name, None] = Request(4 * elements(shapes[node.name]), i, last[node.name])
         for reader in plan.code_readers.get(node.name, ()):
-            requests[node.name, reader] = Request(_code_bytes(shapes[node.name]), i, index[reader])
+            requests[node.name, reader] = Request(code_bytes(shapes[node.name]), i, index[reader])
         if isinstance(node, LinearNode):
             source = shapes[node.source]
-            size = _elements(source[:-1]) * channel_stride(source[-1])
+            size = elements(source[:-1]) * channel_stride(source[-1])
             requests[node.source, node.name] = Request(size, i, i)
         elif isinstance(node, ConvNode) and not plan.takes_codes(node):
-            requests[node.source, node.name] = Request(_code_bytes(shapes[node.source]), i, i)
+            requests[node.source, node.name] = Request(code_bytes(shapes[node.source]), i, i)
     return requests
 
 
