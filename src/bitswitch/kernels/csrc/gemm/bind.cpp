@@ -5,23 +5,17 @@
 
 #include "gemm/many.hpp"
 #include "gemm/tiles.hpp"
+#include "gemv/arguments.hpp"
 
 namespace nb = nanobind;
 
 namespace bitswitch {
 namespace {
 
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
 WeightPlanes bound_planes(const std::vector<uintptr_t>& addresses, int stored_bits, int bits, int64_t N, int64_t K,
                           int64_t row_bytes) {
-    if (addresses.size() > 8 || static_cast<int>(addresses.size()) < bits + (bits < stored_bits))
-        throw std::invalid_argument("too few planes for the width, or too many");
     const uint8_t* planes[8] = {};
-    for (size_t p = 0; p < addresses.size(); ++p) planes[p] = pointer<const uint8_t>(addresses[p]);
+    set_planes(addresses, stored_bits, bits, planes);
     return weight_planes(planes, stored_bits, bits, N, K, row_bytes);
 }
 
@@ -61,16 +55,8 @@ void bind_gemm(nb::module_& module) {
         "linear_tiled",
         [](uintptr_t tiles, uintptr_t row_sums, int64_t N, int64_t K, uintptr_t m, uintptr_t b, uintptr_t x, int64_t M,
            int64_t x_stride, int zp, uintptr_t row_scale, uintptr_t out) {
-            PlaneLinear linear{};
-            linear.stored_bits = linear.bits = 8;
-            linear.N = N;
-            linear.K = K;
-            linear.m = pointer<const float>(m);
-            linear.b = pointer<const float>(b);
+            PlaneLinear linear = plane_linear(N, K, m, b, M, x_stride, zp);
             linear.x = pointer<const uint8_t>(x);
-            linear.M = M;
-            linear.x_stride = x_stride;
-            linear.zp = zp;
             linear.row_scale = pointer<const float>(row_scale);
             linear.out = pointer<float>(out);
             if (!takes_many(linear)) throw std::invalid_argument("no product of tiles for so many inputs");

@@ -1,10 +1,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
 
-#include <stdexcept>
-
+#include "gemv/arguments.hpp"
 #include "gemv/bandwidth.hpp"
-#include "gemv/gemv.hpp"
 #include "gemv/quantize.hpp"
 
 namespace nb = nanobind;
@@ -12,30 +10,12 @@ namespace nb = nanobind;
 namespace bitswitch {
 namespace {
 
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
 void bound_linear_planes(const std::vector<uintptr_t>& planes, int stored_bits, int bits, int64_t N, int64_t K,
                          int64_t row_bytes, int64_t group_size, uintptr_t m, uintptr_t b, uintptr_t x, int64_t M,
                          int64_t x_stride, int zp, uintptr_t row_scale, uintptr_t out) {
-    if (bits > stored_bits || static_cast<int>(planes.size()) < bits + (bits < stored_bits))
-        throw std::invalid_argument("too few planes for the width");
-    PlaneLinear linear{};
-    for (size_t p = 0; p < planes.size() && p < 8; ++p) linear.planes[p] = pointer<const uint8_t>(planes[p]);
-    linear.stored_bits = stored_bits;
-    linear.bits = bits;
-    linear.N = N;
-    linear.K = K;
-    linear.row_bytes = row_bytes;
-    linear.group_size = group_size;
-    linear.m = pointer<const float>(m);
-    linear.b = pointer<const float>(b);
+    PlaneLinear linear = plane_linear(N, K, m, b, M, x_stride, zp);
+    set_weight(linear, planes, stored_bits, bits, row_bytes, group_size);
     linear.x = pointer<const uint8_t>(x);
-    linear.M = M;
-    linear.x_stride = x_stride;
-    linear.zp = zp;
     linear.row_scale = pointer<const float>(row_scale);
     linear.out = pointer<float>(out);
     linear_planes(linear);

@@ -6,7 +6,7 @@
 #include <stdexcept>
 
 #include "conv/ops.hpp"
-#include "gemv/gemv.hpp"
+#include "gemv/arguments.hpp"
 #include "program/program.hpp"
 
 namespace nb = nanobind;
@@ -50,23 +50,10 @@ void bind_add(nb::class_<Program>& bound, Run run) {
 void add_linear(Program& program, const std::vector<uintptr_t>& planes, int stored_bits, int bits, int64_t N, int64_t K,
                 int64_t row_bytes, int64_t group_size, uintptr_t m, uintptr_t b, const PlaceArgs& x, int64_t M,
                 int64_t x_stride, int zp, const PlaceArgs& out, uintptr_t tiles, uintptr_t row_sums) {
-    if (bits > stored_bits || static_cast<int>(planes.size()) < bits + (bits < stored_bits))
-        throw std::invalid_argument("too few planes for the width");
-    PlaneLinear linear{};
-    for (size_t p = 0; p < planes.size() && p < 8; ++p) linear.planes[p] = reinterpret_cast<const uint8_t*>(planes[p]);
-    linear.stored_bits = stored_bits;
-    linear.bits = bits;
-    linear.N = N;
-    linear.K = K;
-    linear.row_bytes = row_bytes;
-    linear.group_size = group_size;
-    linear.m = reinterpret_cast<const float*>(m);
-    linear.b = reinterpret_cast<const float*>(b);
-    linear.M = M;
-    linear.x_stride = x_stride;
-    linear.zp = zp;
-    linear.tiles = reinterpret_cast<const int8_t*>(tiles);
-    linear.row_sums = reinterpret_cast<const int32_t*>(row_sums);
+    PlaneLinear linear = plane_linear(N, K, m, b, M, x_stride, zp);
+    set_weight(linear, planes, stored_bits, bits, row_bytes, group_size);
+    linear.tiles = pointer<const int8_t>(tiles);
+    linear.row_sums = pointer<const int32_t>(row_sums);
     program.add([linear, x = place(x), out = place(out)](const Program::Memories& memories) {
         PlaneLinear now = linear;
         now.x = memories.at<const uint8_t>(x);
