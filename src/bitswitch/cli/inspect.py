@@ -87,40 +87,29 @@ def _print_files(info: CheckpointInfo) -> None:
 
 
 def _print_histograms(info: CheckpointInfo, layers: Sequence[str]) -> None:
-    from bitswitch.checkpoint.reader import read_codes
-    from bitswitch.precision import Precision
+    from bitswitch.checkpoint.counts import count_codes, sum_counts
 
     config = info.config
     unknown = [name for name in layers if name not in config.weights]
     if unknown:
         raise ConfigError(f"no stored weight belongs to a layer {unknown[0]!r}; there are {', '.join(config.weights)}")
-    if not info.bits_available:
-        raise ConfigError(f"{info.folder}: no width can be opened; missing are {', '.join(info.missing)}")
-    top = info.bits_available[0]
-    needed = config.needed(Precision.of(top).resolve(config.table.available))
-    codes = {name: tensor for name, tensor in read_codes(info.folder, config, needed).items() if tensor.numel()}
-    for group in [[name] for name in layers] or [list(codes)]:
-        for bits in info.bits_available:
-            title = group[0] if layers else f"all {len(group)} layers with bit planes"
+    counts = count_codes(info)
+    for group in [[name] for name in layers] or [list(counts)]:
+        total = sum_counts([counts[name] for name in group if name in counts])
+        title = group[0] if layers else f"all {len(group)} layers with bit planes"
+        if not total:
+            print(f"\n{title}: nothing to count, the codes of all widths are not kept in bit planes")
+        for bits, values in total.items():
             print(f"\n{title} at {bits} bits")
-            for line in _histogram(
-                [codes[n] for n in group if n in codes], [config.table[n].bits for n in group], bits
-            ):
+            for line in _histogram(values, bits):
                 print(line)
 
 
-def _histogram(codes: Sequence[Tensor], widths: Sequence[tuple[int, ...]], bits: int) -> Iterator[str]:
+def _histogram(counts: Tensor, bits: int) -> Iterator[str]:
     """Yield a line with a bar for every code, or for every range of codes if there are many."""
-    import torch
     from rich.bar import Bar
     from rich.console import Console
 
-    from bitswitch.rounding import second_round
-
-    counts = torch.zeros(2**bits, dtype=torch.int64)
-    for tensor, own in zip(codes, widths, strict=True):
-        rounded = second_round(tensor, own[0], bits).flatten().long()
-        counts += torch.bincount(rounded + 2 ** (bits - 1), minlength=2**bits)
     step = max(1, 2**bits // _MAX_BARS)
     binned = counts.view(-1, step).sum(1).tolist()
     total, most = max(1, sum(binned)), max(1, *binned)

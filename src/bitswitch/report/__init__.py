@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from bitswitch.errors import CheckpointError
+from bitswitch.recipes.stored import CHECKPOINT_FOLDER
+from bitswitch.report.histograms import plot_histograms, read_histogram
 from bitswitch.report.page import config_table, render, table
 from bitswitch.report.plots import COLORS, FLOAT_COLOR, PlotData, plot_all
 from bitswitch.report.tables import ACCURACY_HEADER, accuracy_rows
@@ -21,7 +23,7 @@ __all__ = ["PLOTS_FOLDER", "REPORT_NAME", "write_report"]
 def write_report(folder: str | os.PathLike[str]) -> Path:
     """Write `plots/*.png` and `report.html` of a finished run.
 
-    Everything comes from config.json, metrics.csv and results.json, so equal runs have equal reports.
+    Everything comes from config.json, metrics.csv, results.json and the checkpoint, so equal runs have equal reports.
 
     Args:
         folder: the run folder.
@@ -40,6 +42,9 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     sizes = {int(bits): value for bits, value in results["bytes_at"].items()}
     data = PlotData(read_metrics(folder / METRICS_NAME), results["float_accuracy"], accuracy)
     plots = plot_all(data, folder / PLOTS_FOLDER)
+    histograms = folder / PLOTS_FOLDER / "code_histograms.png"
+    if plot_histograms([("", read_histogram(folder / CHECKPOINT_FOLDER))], histograms):
+        plots["Integer codes of the weights"] = histograms
     rows = accuracy_rows(accuracy, data.float_accuracy, sizes, results["float_bytes"])
     colors = [FLOAT_COLOR, *(COLORS[bits] for bits in data.widths)]
     recipe = config["recipe"]
