@@ -16,6 +16,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 # Name: (module with a function `run(arguments)`, what it does). Imported only when called, so that help is quick.
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("bitswitch.cli.train", "Run a recipe: float network, joint training, checkpoint, report."),
+    "report": ("bitswitch.cli.report", "Compare finished runs, and write their pages again."),
     "evaluate": ("bitswitch.cli.evaluate", "Measure the accuracy of a checkpoint at any precision."),
     "inspect": ("bitswitch.cli.inspect", "Show what a checkpoint holds: layers, sizes, files, codes."),
     "sensitivity": ("bitswitch.cli.sensitivity", "Estimate how sensitive each layer is."),

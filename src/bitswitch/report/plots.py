@@ -215,14 +215,15 @@ def _lines(axes: Axes, data: PlotData, split: str, column: str, *, scale: float 
             drawn = True
     if log and drawn:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(_power))
+        axes.yaxis.set_major_formatter(FuncFormatter(power))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.02)
     return drawn
 
 
-def _power(value: float, _position: int) -> str:
+def power(value: float, _position: int) -> str:
+    """Return a tick of a logarithmic axis."""
     return f"{value:g}" if 1e-3 <= value <= 1e3 else f"$10^{{{math.log10(value):.0f}}}$"
 
 
