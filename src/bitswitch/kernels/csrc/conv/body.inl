@@ -36,10 +36,9 @@ inline void plain_epilogue(const Epilogue& e, const Buffers& to, const int32_t* 
         for (int64_t c = 0; c < count; c += 64) {
             const int64_t n = lesser(64, count - c);
             const int32_t* a = acc + r * acc_stride + c;
-            const int32_t* correction = e.correction + channel + c;
             const float* m = e.multiplier + channel + c;
             const float* b = e.bias + channel + c;
-            for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(a[i] - correction[i]) * m[i] + b[i];
+            for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(a[i]) * m[i] + b[i];
             if (e.residual) {
                 const float* s = to.residual + (pixel + r) * e.channels + channel + c;
                 for (int64_t i = 0; i < n; ++i) y[i] += s[i];
@@ -93,7 +92,7 @@ inline void plain_depthwise(const DepthwisePlan& plan, const uint8_t* x, const B
         const int64_t channel = block * kDepthwiseBlock, count = lesser(kDepthwiseBlock, plan.channels - channel);
         const int8_t* weights = plan.weights + block * block_bytes + quads * 256;
         for (int64_t ow = 0; ow < w.out_w; ++ow) {
-            for (int64_t c = 0; c < kDepthwiseBlock; ++c) acc[c] = 0;
+            for (int64_t c = 0; c < kDepthwiseBlock; ++c) acc[c] = plan.epilogue.start[channel + c];
             for (int64_t i = 0; i < w.kh; ++i) {
                 const int64_t y = oh * w.stride_h - w.pad_top + i * w.dilation_h;
                 for (int64_t j = 0; j < w.kw; ++j) {

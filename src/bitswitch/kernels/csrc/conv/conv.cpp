@@ -127,6 +127,7 @@ void ConvOp::run_part(const ConvKernels& kernels, const Split& split, const Part
     if (weight_bytes > kWeightBudget) chunk = std::max<int64_t>(chunk, (512 << 10) / tile_bytes);
     chunk = std::min<int64_t>(std::max<int64_t>(chunk, 1), 64);
 
+    const Epilogue& epilogue = epilogue_.get();
     alignas(64) int32_t acc[kMaxTileRows * kPanel];
     thread_local std::vector<const uint8_t*> pointers;
     const int64_t tile_pointers = taps_ * split.rows;
@@ -140,7 +141,8 @@ void ConvOp::run_part(const ConvKernels& kernels, const Split& split, const Part
                              pointers.data() + i * tile_pointers);
         for (int64_t panel = part.panel_begin; panel < part.panel_end; panel += split.panels) {
             const int count = static_cast<int>(std::min<int64_t>(split.panels, part.panel_end - panel));
-            const int64_t channel = panel * kPanel, channels = std::min<int64_t>(count * kPanel, out_group_ - channel);
+            const int64_t channel = group * out_group_ + panel * kPanel;
+            const int64_t channels = std::min<int64_t>(count * kPanel, out_group_ - panel * kPanel);
             const Micro full = micro(split.rows, count);
             // The next weights come from afar while these are multiplied.
             const int8_t* here = tiles + panel * panel_stride;
@@ -150,9 +152,9 @@ void ConvOp::run_part(const ConvKernels& kernels, const Split& split, const Part
                 const int rows = static_cast<int>(std::min<int64_t>(split.rows, last - p));
                 const Micro multiply = rows == split.rows ? full : micro(rows, count);
                 const int8_t* ahead = i < next ? here + (count + i) * panel_stride : here;
-                multiply(pointers.data() + i * tile_pointers, taps_, k4_, here, panel_stride, acc, ahead);
-                kernels.epilogue(epilogue_.get(), buffers, acc, count * kPanel, rows, p, group * out_group_ + channel,
-                                 channels);
+                multiply(pointers.data() + i * tile_pointers, taps_, k4_, here, panel_stride, epilogue.start + channel,
+                         acc, ahead);
+                kernels.epilogue(epilogue, buffers, acc, count * kPanel, rows, p, channel, channels);
             }
         }
     }

@@ -52,11 +52,9 @@ struct DepthwiseRow {
     const int8_t* weights;  // [column of taps][four of its rows][4][64]
     int64_t image, top, pixel, channel, count;
 
-    // Sums start at minus the correction.
     void start(__m512i (&acc)[4]) const {
         for (int v = 0; v < 4; ++v)
-            acc[v] = _mm512_sub_epi32(_mm512_setzero_si512(),
-                                      _mm512_loadu_si512(plan.shuffled_correction + channel + 16 * v));
+            acc[v] = _mm512_loadu_si512(plan.shuffled_start + channel + 16 * v);
     }
 
     static void add(__m512i (&acc)[4], const Column& column, const int8_t* w) {

@@ -85,17 +85,15 @@ template <int V>
 void epilogue_rows(const Epilogue& e, const Buffers& to, const int32_t* acc, int64_t acc_stride, int rows,
                    int64_t pixel, int64_t channel, int64_t count) {
     const Writer writer{e, to};
-    __m512i correction[V];
     __m512 multiplier[V], bias[V], y[4] = {};
     for (int v = 0; v < V; ++v) {
         const int64_t at = channel + 16 * v;
-        correction[v] = _mm512_loadu_si512(e.correction + at);
         multiplier[v] = _mm512_loadu_ps(e.multiplier + at);
         bias[v] = _mm512_loadu_ps(e.bias + at);
     }
     for (int r = 0; r < rows; ++r, acc += acc_stride, ++pixel) {
         for (int v = 0; v < V; ++v) {
-            const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(acc + 16 * v), correction[v]);
+            const __m512i sum = _mm512_loadu_si512(acc + 16 * v);
             y[v] = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), multiplier[v]), bias[v]);
         }
         if (e.residual) {

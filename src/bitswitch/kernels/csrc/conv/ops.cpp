@@ -11,17 +11,17 @@ EpilogueStore::EpilogueStore(const Settings& settings, int64_t channels, int64_t
                              const float* bias, const int32_t* row_sums, int32_t zero_point)
     : multiplier_(round_up(channels, 64) + 16, 1.0f),
       bias_(round_up(channels, 64) + 16, 0.0f),
-      correction_(round_up(channels, 64) + 16, 0) {
+      start_(round_up(channels, 64) + 16, 0) {
     if (multiplier) std::copy(multiplier, multiplier + channels, multiplier_.begin());
     if (bias) std::copy(bias, bias + channels, bias_.begin());
     if (row_sums) {
-        // Unsigned arithmetic: the sums wrap as the accumulators do, and the difference is exact.
+        // Unsigned arithmetic: this wraps as the accumulators do, and what they arrive at is exact.
         for (int64_t n = 0; n < channels; ++n)
-            correction_[n] =
-                static_cast<int32_t>(static_cast<uint32_t>(row_sums[n]) * static_cast<uint32_t>(zero_point));
+            start_[n] =
+                static_cast<int32_t>(-static_cast<uint32_t>(row_sums[n]) * static_cast<uint32_t>(zero_point));
     }
     epilogue_ = {};
-    epilogue_.correction = correction_.data();
+    epilogue_.start = start_.data();
     epilogue_.multiplier = multiplier_.data();
     epilogue_.bias = bias_.data();
     epilogue_.lo = settings.lo;
@@ -57,13 +57,13 @@ DepthwiseOp::DepthwiseOp(const Window& window, int64_t channels, const int8_t* w
       pad_(round_up(window.pixel_stride, 64), static_cast<uint8_t>(zero_point)) {
     const Epilogue& e = epilogue_.get();
     const int64_t padded = round_up(channels, kDepthwiseBlock);
-    multiplier_.resize(padded), bias_.resize(padded), correction_.resize(padded);
+    multiplier_.resize(padded), bias_.resize(padded), start_.resize(padded);
     for (int64_t c = 0; c < padded; ++c) {
         const int64_t in_block = c % 64;
         const int64_t at = c - in_block + in_block % 16 / 4 * 16 + in_block / 16 * 4 + in_block % 4;
-        multiplier_[at] = e.multiplier[c], bias_[at] = e.bias[c], correction_[at] = e.correction[c];
+        multiplier_[at] = e.multiplier[c], bias_[at] = e.bias[c], start_[at] = e.start[c];
     }
-    plan_ = {window, channels, weights, pad_.data(), e, correction_.data(), multiplier_.data(), bias_.data()};
+    plan_ = {window, channels, weights, pad_.data(), e, start_.data(), multiplier_.data(), bias_.data()};
 }
 
 void DepthwiseOp::run(const uint8_t* x, const Buffers& buffers) const {

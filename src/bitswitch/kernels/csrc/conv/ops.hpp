@@ -17,7 +17,7 @@ class EpilogueStore {
         std::vector<Quantized> quantized;
     };
 
-    // multiplier, bias and row_sums may be null (1, 0, 0); correction = zero_point · row_sums. Sums are of so many
+    // multiplier, bias and row_sums may be null (1, 0, 0); sums start at −zero_point · row_sums. Sums are of so many
     // products of codes and weights.
     EpilogueStore(const Settings& settings, int64_t channels, int64_t products, const float* multiplier,
                   const float* bias, const int32_t* row_sums, int32_t zero_point);
@@ -33,7 +33,7 @@ class EpilogueStore {
     bool is_bounded(int64_t products) const;
 
     std::vector<float> multiplier_, bias_;
-    std::vector<int32_t> correction_;
+    std::vector<int32_t> start_;
     Epilogue epilogue_;
 };
 
@@ -81,7 +81,7 @@ class DepthwiseOp {
     EpilogueStore epilogue_;
     std::vector<uint8_t> pad_;
     std::vector<float> multiplier_, bias_;
-    std::vector<int32_t> correction_;
+    std::vector<int32_t> start_;
     DepthwisePlan plan_;
 };
 

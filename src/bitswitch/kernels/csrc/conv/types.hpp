@@ -31,10 +31,10 @@ struct Quantized {
     int64_t stride;
 };
 
-// y = clamp(float(acc − correction[n]) · multiplier[n] + bias[n] (+ residual), lo, hi), then its copies. The arrays are
-// readable up to the next multiple of 64 channels and 16 more.
+// y = clamp(float(acc) · multiplier[n] + bias[n] (+ residual), lo, hi), then its copies. Sums of codes and weights start
+// at start[n], for the zero point. The arrays are readable up to the next multiple of 64 channels and 16 more.
 struct Epilogue {
-    const int32_t* correction;
+    const int32_t* start;
     const float* multiplier;
     const float* bias;
     float lo, hi;
@@ -59,7 +59,7 @@ struct DepthwisePlan {
     const uint8_t* pad;     // a row of zero points, as long as a pixel
     Epilogue epilogue;
     // The epilogue's arrays in the order in which bytes leave two rounds of interleaving within 128-bit lanes.
-    const int32_t* shuffled_correction;
+    const int32_t* shuffled_start;
     const float* shuffled_multiplier;
     const float* shuffled_bias;
 };

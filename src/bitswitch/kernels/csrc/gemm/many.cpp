@@ -22,7 +22,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Memory of one thread.
 struct Scratch {
     std::vector<int8_t> rows, tile;
-    std::vector<int32_t> sums, correction;
+    std::vector<int32_t> sums, starts;
     std::vector<float> m, bias;
     std::vector<const uint8_t*> pointers;
 };
@@ -74,7 +74,7 @@ Scratch Product::make_scratch() const {
         made.tile.resize(panels_ * k4_ * 64);
     }
     made.sums.resize(width * groups_);
-    made.correction.resize(width * groups_);
+    made.starts.resize(width * groups_);
     made.m.resize(width * groups_);
     made.bias.resize(width);
     made.pointers.resize(kMostRows);
@@ -115,7 +115,7 @@ const int8_t* Product::load_block(int64_t n, int panels, Scratch& scratch) const
         const bool exists = i < count;
         for (int64_t g = 0; g < groups_; ++g) {
             scratch.m[g * width + i] = exists ? a_.m[(n + i) * groups_ + g] : 0.0f;
-            scratch.correction[g * width + i] = exists && corrected ? a_.zp * sums[i * groups_ + g] : 0;
+            scratch.starts[g * width + i] = exists && corrected ? -a_.zp * sums[i * groups_ + g] : 0;
         }
         scratch.bias[i] = exists && a_.b ? a_.b[n + i] : 0.0f;
     }
@@ -143,9 +143,9 @@ void Product::run_rows(const int8_t* tile, int64_t n, int panels, int64_t row, i
         const int64_t first = g * group_, last = std::min(a_.K, first + group_);
         for (int r = 0; r < rows; ++r) scratch.pointers[r] = x_ + (row + r) * x_stride_ + first;
         const int8_t* b = tile + first * kPanel;
-        multiply(scratch.pointers.data(), 1, ceil_div(last - first, 4), b, k4_ * 64, c, b);
-        const int32_t* correction = a_.zp ? scratch.correction.data() + g * width : nullptr;
-        kernels.add_group({c, correction, scratch.m.data() + g * width, y, rows, width}, g == 0);
+        multiply(scratch.pointers.data(), 1, ceil_div(last - first, 4), b, k4_ * 64, scratch.starts.data() + g * width, c,
+                 b);
+        kernels.add_group({c, scratch.m.data() + g * width, y, rows, width}, g == 0);
     }
     kernels.finish({y, a_.row_scale ? a_.row_scale + row : nullptr, a_.b ? scratch.bias.data() : nullptr,
                     a_.out + row * a_.N + n, a_.N, rows, width,

@@ -9,11 +9,12 @@ namespace {
 constexpr int kRows = 4;
 
 template <int Rows, int Panels>
-void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride, int32_t* c,
-              const int8_t*) {
+void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride,
+              const int32_t* start, int32_t* c, const int8_t*) {
     for (int r = 0; r < Rows; ++r)
         for (int p = 0; p < Panels; ++p) {
-            int32_t sums[kPanel] = {};
+            int32_t sums[kPanel];
+            for (int n = 0; n < kPanel; ++n) sums[n] = start[p * kPanel + n];
             const int8_t* w = b + p * panel_stride;
             for (int64_t t = 0; t < taps; ++t) {
                 const uint8_t* x = a[t * Rows + r];

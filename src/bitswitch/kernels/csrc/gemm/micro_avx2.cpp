@@ -21,8 +21,8 @@ inline __m256i four_codes(const uint8_t* x) {
 
 // Sums of 16 channels for up to two rows; `step` rows lie between the addresses of two taps.
 template <int Rows>
-void panel(const uint8_t* const* a, int64_t step, int64_t taps, int64_t k4, const int8_t* b, int32_t* c,
-           int64_t c_stride) {
+void panel(const uint8_t* const* a, int64_t step, int64_t taps, int64_t k4, const int8_t* b, const int32_t* start,
+           int32_t* c, int64_t c_stride) {
     // Vector q of a row holds, for channels 4q … 4q + 3, two sums of two inputs each.
     __m256i sums[Rows][4];
     for (int r = 0; r < Rows; ++r)
@@ -41,21 +41,22 @@ void panel(const uint8_t* const* a, int64_t step, int64_t taps, int64_t k4, cons
     for (int r = 0; r < Rows; ++r)
         for (int q = 0; q < 4; q += 2) {
             const __m256i pairs = _mm256_hadd_epi32(sums[r][q], sums[r][q + 1]);
+            const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start + 4 * q));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + r * c_stride + 4 * q),
-                                _mm256_permute4x64_epi64(pairs, 0xd8));
+                                _mm256_add_epi32(first, _mm256_permute4x64_epi64(pairs, 0xd8)));
         }
 }
 
 template <int Rows, int Panels>
-void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride, int32_t* c,
-              const int8_t*) {
+void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride,
+              const int32_t* start, int32_t* c, const int8_t*) {
     for (int p = 0; p < Panels; ++p, b += panel_stride)
         for (int r = 0; r < Rows; r += kPairs) {
             int32_t* to = c + (r * Panels + p) * kPanel;
             if (r + 1 < Rows) {
-                panel<2>(a + r, Rows, taps, k4, b, to, Panels * kPanel);
+                panel<2>(a + r, Rows, taps, k4, b, start + p * kPanel, to, Panels * kPanel);
             } else {
-                panel<1>(a + r, Rows, taps, k4, b, to, Panels * kPanel);
+                panel<1>(a + r, Rows, taps, k4, b, start + p * kPanel, to, Panels * kPanel);
             }
         }
 }

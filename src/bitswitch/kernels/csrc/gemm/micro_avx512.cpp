@@ -44,14 +44,14 @@ inline __attribute__((always_inline)) void step(const uint8_t* const* x, int64_t
 }
 
 template <int Rows, int Panels>
-void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride, int32_t* c,
-              const int8_t* ahead) {
+void multiply(const uint8_t* const* a, int64_t taps, int64_t k4, const int8_t* b, int64_t panel_stride,
+              const int32_t* start, int32_t* c, const int8_t* ahead) {
     constexpr int kStep = kSteps[Panels - 1];
     __m512i sums[Rows][Panels];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-        for (int p = 0; p < Panels; ++p) sums[r][p] = _mm512_setzero_si512();
+        for (int p = 0; p < Panels; ++p) sums[r][p] = _mm512_loadu_si512(start + p * kPanel);
     for (int64_t t = 0; t < taps; ++t, a += Rows) {
         const uint8_t* x[Rows];
 #pragma GCC unroll 16

@@ -53,12 +53,11 @@ void pack_panel(const WeightPlanes& weight, int64_t n, int count, int64_t channe
                 const PanelScratch& layout, int8_t* scratch, int8_t* panel, int32_t* sums);
 
 // Rows × channels of outputs from their sums:
-// y = ((Σ_g float(c_g − correction_g) · m_g) · row_scale) + bias, one group being added after the other.
+// y = ((Σ_g float(c_g) · m_g) · row_scale) + bias, one group being added after the other.
 struct MapOut {
-    const int32_t* c;           // [rows][width]
-    const int32_t* correction;  // [width], or null
-    const float* m;             // [width]
-    float* y;                   // [rows][width]: sums so far
+    const int32_t* c;  // [rows][width]
+    const float* m;    // [width]
+    float* y;          // [rows][width]: sums so far
     int rows;
     int width;  // a multiple of 16
 };

@@ -156,11 +156,9 @@ int32_t sum(const int8_t* codes, int64_t count) {
 void add_group(const MapOut& map, bool first) {
     for (int block = 0; block < map.width; block += kPanel) {
         const __m512 m = _mm512_loadu_ps(map.m + block);
-        const __m512i correction =
-            map.correction ? _mm512_loadu_si512(map.correction + block) : _mm512_setzero_si512();
         for (int r = 0; r < map.rows; ++r) {
             const int at = r * map.width + block;
-            const __m512i c = _mm512_sub_epi32(_mm512_loadu_si512(map.c + at), correction);
+            const __m512i c = _mm512_loadu_si512(map.c + at);
             const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(c), m);
             const __m512 before = first ? _mm512_setzero_ps() : _mm512_loadu_ps(map.y + at);
             _mm512_storeu_ps(map.y + at, _mm512_add_ps(before, product));

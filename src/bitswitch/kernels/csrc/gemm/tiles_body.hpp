@@ -32,10 +32,7 @@ inline void plain_add_group(const MapOut& map, bool first) {
         float* y = map.y + r * map.width;
         for (int block = 0; block < map.width; block += kPanel) {
             float product[kPanel];
-            for (int i = 0; i < kPanel; ++i) {
-                const int32_t sum = map.correction ? c[block + i] - map.correction[block + i] : c[block + i];
-                product[i] = static_cast<float>(sum) * map.m[block + i];
-            }
+            for (int i = 0; i < kPanel; ++i) product[i] = static_cast<float>(c[block + i]) * map.m[block + i];
             for (int i = 0; i < kPanel; ++i) y[block + i] = (first ? 0.0f : y[block + i]) + product[i];
         }
     }
