@@ -15,6 +15,7 @@ from torch import nn
 
 from bitswitch._calibrate import calibrate
 from bitswitch._prepare import prepare
+from bitswitch.bench.machine import machine
 from bitswitch.checkpoint import load, read_info, save
 from bitswitch.data.order import derive_seed
 from bitswitch.layers.table import state_of
@@ -96,7 +97,7 @@ def run_recipe(recipe: Recipe, path: str | os.PathLike[str], observer: Observer 
     """
     recipe.check()
     device = distributed.init("gloo" if recipe.run.device == "cpu" else None)
-    with RunFolder(path, run_config(recipe), _completed) as folder:
+    with RunFolder(path, run_config(recipe), _completed, machine=str(machine(bandwidth=False))) as folder:
         done = folder.read_results()
         if done is None:
             with _deterministic(recipe.run.deterministic):

@@ -21,7 +21,6 @@ from typing import Any
 from torch import Tensor
 
 from bitswitch._files import parse_json, read_state, write_state
-from bitswitch.bench.machine import machine
 from bitswitch.errors import ConfigError
 from bitswitch.training import distributed
 from bitswitch.training.run_metrics import MetricsFile
@@ -41,6 +40,7 @@ class RunFolder:
         path: the folder; created if needed.
         config: JSON object that describes the whole run. A folder that has another one is refused.
         complete: adds to a configuration that an earlier version stored what that did not know.
+        machine: what this process runs on, for timing.json.
 
     Raises:
         ConfigError: another process runs in the folder, it is something else than a run folder, or its configuration
@@ -52,9 +52,12 @@ class RunFolder:
         path: str | os.PathLike[str],
         config: Mapping[str, Any],
         complete: Callable[[Any], Any] = lambda stored: stored,
+        *,
+        machine: str | None = None,
     ) -> None:
         self.path = Path(path)
         self._complete = complete
+        self._machine = machine
         self.config = config
         self._lock: int | None = None
         self._started = time.perf_counter()
@@ -119,7 +122,7 @@ class RunFolder:
         own = {
             "seconds": round(time.perf_counter() - self._started, 3),
             "processes": distributed.world_size(),
-            "machine": str(machine(bandwidth=False)),
+            "machine": self._machine,
             "training": self._training,
         }
         write_json(self.path / TIMING_NAME, {"sessions": [*self._sessions, own]})
