@@ -52,6 +52,7 @@ def test_files_of_a_finished_run(finished: Finished) -> None:
         assert (folder / name).is_file(), name
     assert {path.name for path in (folder / "plots").iterdir()} == {
         "accuracy_by_width.png",
+        "code_histograms.png",
         "learning_curves.png",
         "scale_gradients.png",
     }
