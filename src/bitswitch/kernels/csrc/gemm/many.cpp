@@ -35,7 +35,8 @@ class Product {
    private:
     void run_block(int64_t block, int64_t row_begin, int64_t row_end, Scratch& scratch) const;
     const int8_t* load_block(int64_t n, int panels, Scratch& scratch) const;
-    void run_rows(const int8_t* tile, int64_t n, int panels, int64_t row, int rows, Scratch& scratch) const;
+    void run_rows(const int8_t* tile, const int8_t* ahead, int64_t n, int panels, int64_t row, int rows,
+                  Scratch& scratch) const;
     Scratch make_scratch() const;
 
     const PlaneLinear& a_;
@@ -43,6 +44,8 @@ class Product {
     const int64_t k4_, groups_, group_;
     const PanelScratch layout_;
     const int panels_;  // of a block
+    // Blocks from one that a thread works on to the next one that it will, or 0 if that is not known.
+    int64_t stride_ = 0;
     std::vector<uint8_t> padded_;
     const uint8_t* x_;
     int64_t x_stride_;
@@ -88,6 +91,7 @@ void Product::run() {
     const int64_t parts = blocks >= 4 * threads ? 1 : std::min(ceil_div(4 * threads, blocks), ceil_div(a_.M, 32));
     const int64_t items = blocks * parts;
     const int wanted = static_cast<int>(std::min(items, threads));
+    if (parts == 1) stride_ = wanted;
     std::vector<Scratch> scratch;
     for (int i = 0; i < wanted; ++i) scratch.push_back(make_scratch());
     std::atomic<int64_t> next{0};
@@ -126,14 +130,21 @@ void Product::run_block(int64_t block, int64_t row_begin, int64_t row_end, Scrat
     const int64_t n = block * panels_ * kPanel;
     const int panels = static_cast<int>(std::min<int64_t>(panels_, ceil_div(a_.N - n, kPanel)));
     const int8_t* tile = load_block(n, panels, scratch);
+    const int64_t panel_bytes = k4_ * 64;
+    // While the rows go by, kept tiles of this thread's next block come from memory: a panel with every step.
+    const int64_t left = ceil_div(a_.N, kPanel) - (block + stride_) * panels_;
+    const int64_t coming = a_.tiles && stride_ ? std::clamp<int64_t>(left, 0, panels_) : 0;
+    const int8_t* following = tile + stride_ * panels_ * panel_bytes;
     const int64_t rows = row_end - row_begin, steps = ceil_div(rows, max_rows(panels));
     for (int64_t i = 0; i < steps; ++i) {
         const int64_t begin = row_begin + rows * i / steps, end = row_begin + rows * (i + 1) / steps;
-        run_rows(tile, n, panels, begin, static_cast<int>(end - begin), scratch);
+        const int8_t* ahead = i < coming ? following + i * panel_bytes : tile;
+        run_rows(tile, ahead, n, panels, begin, static_cast<int>(end - begin), scratch);
     }
 }
 
-void Product::run_rows(const int8_t* tile, int64_t n, int panels, int64_t row, int rows, Scratch& scratch) const {
+void Product::run_rows(const int8_t* tile, const int8_t* ahead, int64_t n, int panels, int64_t row, int rows,
+                       Scratch& scratch) const {
     const TileKernels& kernels = tile_kernels();
     const Micro multiply = micro(rows, panels);
     const int width = panels * kPanel;
@@ -144,7 +155,7 @@ void Product::run_rows(const int8_t* tile, int64_t n, int panels, int64_t row, i
         for (int r = 0; r < rows; ++r) scratch.pointers[r] = x_ + (row + r) * x_stride_ + first;
         const int8_t* b = tile + first * kPanel;
         multiply(scratch.pointers.data(), 1, ceil_div(last - first, 4), b, k4_ * 64, scratch.starts.data() + g * width, c,
-                 b);
+                 ahead + first * kPanel);
         kernels.add_group({c, scratch.m.data() + g * width, y, rows, width}, g == 0);
     }
     kernels.finish({y, a_.row_scale ? a_.row_scale + row : nullptr, a_.b ? scratch.bias.data() : nullptr,
