@@ -10,8 +10,8 @@ figure is measured on the test images. For each run it reports, with 95 % confid
    one that is best on the validation images, and the one that is best on the test images, which no one could choose;
 3. how well each proxy orders all random SubNets: Spearman's ρ with their accuracy.
 
-SubNets run on the integer engine, or in float32 with --reestimate. Scores are kept in the folder of --results; the same
-command goes on where it was stopped.
+SubNets run on the integer engine; with --reestimate, on one whose BatchNorm statistics have been estimated for the SubNet.
+Scores are kept in the folder of --results; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,8 +109,7 @@ class Judge:
             raise ConfigError(f"{run} was trained on all images; train it with --data.validation")
         data = open_images(self.trained, config, 512, torch.device("cpu"))
         self.parts: dict[str, Loader] = {"validation": data.validation(), "test": data.held_out()}
-        # The integer engine is several times as fast, but statistics are estimated by a network in float32.
-        self.engine = None if settings.reestimate else bs.deploy(self.model)
+        self.engine = bs.deploy(self.model)
         batches = data.calibration(128, augment=True) if settings.reestimate else ()
         self.statistics = list(itertools.islice(batches, settings.reestimate))
 
@@ -120,13 +118,11 @@ class Judge:
         batches = iter(self.parts[part])
         if self.settings.limit is not None:
             batches = itertools.islice(batches, self.settings.limit)
-        network = self.model if self.engine is None else self.engine
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            if self.engine is None:
-                stack.enter_context(reestimated(self.model, precision, self.statistics))
-            stack.enter_context(bs.at(network, precision))
-            return torch.cat([network(images).argmax(1) == labels for images, labels in batches])
+        engine = self.engine
+        if self.statistics:
+            with reestimated(self.model, precision, self.statistics):
+                engine = bs.deploy(self.model)
+        return torch.cat([engine(images, precision=precision).argmax(1) == labels for images, labels in batches])
 
     def measurements(self, part: str) -> Measurements:
         """Return the accuracies on a part of the images, kept in a file."""

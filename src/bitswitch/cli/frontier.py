@@ -65,8 +65,6 @@ def run(arguments: Sequence[str]) -> None:
     for name, least in _LEAST.items():
         if getattr(options, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}; got {getattr(options, name)}")
-    if options.engine and options.reestimate:
-        raise ConfigError("--reestimate runs the network in float32, which --engine does not; give one of them")
     from bitswitch.training import distributed
 
     try:
@@ -185,6 +183,7 @@ class _Run:
         return rank_correlations(rows, proxies)
 
     def _measurements(self, images: Loader, name: str, part: str) -> Measurements:
+        from bitswitch import deploy
         from bitswitch.mixed import Measurements, reestimated
         from bitswitch.precision import Precision
         from bitswitch.training import evaluate
@@ -195,7 +194,8 @@ class _Run:
             found = []
             for precision in precisions:
                 with reestimated(self.model, precision, self.statistics):
-                    found += evaluate(self.model, images, [precision], self.options.metric).values()
+                    network = deploy(self.model) if self.options.engine else self.model
+                    found += evaluate(network, images, [precision], self.options.metric).values()
             return found
 
         data = self.images
