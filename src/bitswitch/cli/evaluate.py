@@ -34,7 +34,7 @@ class EvaluateOptions:
     """Share of right answers, or of answers among the best five."""
     engine: bool = False
     """Evaluate the integers that deployment computes with, on the CPU, instead of simulating them in float32."""
-    batch_size: int = 512
+    batch_size: int = 128
     """Images a step, over all processes together."""
     device: Literal["auto", "cpu"] = "auto"
     """GPU if there is one, or the CPU."""

@@ -53,7 +53,7 @@ class FrontierOptions(BudgetOptions, TrainedOptions):
     """Measure on the integers that deployment computes with, on the CPU: several times as fast as simulating them."""
     metric: Literal["accuracy", "top5"] = "accuracy"
     """Share of right answers, or of answers among the best five."""
-    batch_size: int = 512
+    batch_size: int = 128
     """Images a step, over all processes together."""
     seed: int = 0
     """Of random SubNets and of the local search."""

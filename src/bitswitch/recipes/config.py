@@ -171,7 +171,7 @@ class RunConfig:
     """Run joint training under torch.compile, one graph a width; needs a C++ compiler, or a GPU."""
     deterministic: bool = True
     """Refuse operations that give other results in every run; they are rare on CPUs."""
-    eval_batch_size: int = 512
+    eval_batch_size: int = 128
     """Images a step of evaluation, over all processes together."""
     evaluate_every: int = 1
     """Epochs between evaluations at every width."""
