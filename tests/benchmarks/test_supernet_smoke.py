@@ -32,7 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("reestimate", ["0", "2"])
 def test_all_figures_are_there(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], reestimate: str) -> None:
     words = [str(run), "--averages", "2.5", "3", "--random", "5", "--rounds", "1", "--neighbours", "3"]
-    words += ["--reestimate", reestimate, "--results", str(tmp_path / "scores"), "--json", str(tmp_path / "out.json")]
+    words += ["--reestimate", reestimate, "--luckiest"]
+    words += ["--results", str(tmp_path / "scores"), "--json", str(tmp_path / "out.json")]
     supernet.main(words)
     shown = tables(capsys)
     (result,) = json.loads((tmp_path / "out.json").read_text())
@@ -50,6 +51,12 @@ def test_all_figures_are_there(run: Path, tmp_path: Path, capsys: pytest.Capture
     supernet.main(words)
     assert tables(capsys) == shown
     assert {path.name: path.read_bytes() for path in (tmp_path / "scores" / run.name).iterdir()} == before
+    supernet.main([word for word in words if word != "--luckiest"])
+    (shorter,) = json.loads((tmp_path / "out.json").read_text())
+    assert shorter["correlations"] == result["correlations"]
+    for row, longer in zip(shorter["budgets"], result["budgets"], strict=True):
+        del longer["against"]["luckiest random"]
+        assert row == longer
 
 
 def tables(capsys: pytest.CaptureFixture[str]) -> str:
