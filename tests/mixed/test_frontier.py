@@ -69,6 +69,19 @@ def test_refinement_is_never_worse_and_keeps_the_budget(space: SearchSpace, aver
     assert best.score >= max(m.score for m in Measurements(Judge())(every)) - 1e-12
 
 
+def test_refinement_starts_from_what_is_given(space: SearchSpace) -> None:
+    alike, dearer = (space.evaluate(Precision.of(dict.fromkeys(NAMES, bits))) for bits in (3, 4))
+
+    def prefers_uniform(precisions: Sequence[Precision]) -> list[float]:
+        return [float(len({bits for _, bits in p.layers}) == 1) for p in precisions]
+
+    budgets = {"average_bits": 3.2}
+    without = refine(space, Measurements(prefers_uniform), budgets, rounds=1, neighbours=1)
+    best = refine(space, Measurements(prefers_uniform), budgets, starts=[dearer, alike], rounds=1, neighbours=1)
+    assert (without.score, best.score) == (0, 1)
+    assert best.subnet == alike
+
+
 def test_measurements_resume(space: SearchSpace, tmp_path) -> None:
     path = tmp_path / "scores.json"
     first = Judge()
@@ -117,6 +130,7 @@ def test_exploration(space: SearchSpace, tmp_path) -> None:
     found = explore(space, Measurements(Judge(), path), budgets, num_random=8, progress=told.append)
     assert [row.subnet.cost.average_bits for row in found.uniform] == [4, 3, 2]
     assert len(told) == 2
+    assert found.within[1].best.score >= max(found.within[0].best.score, found.uniform[1].score)
     for part, budget in zip(found.within, budgets, strict=True):
         assert part.best.score >= part.optimum.score
         assert part.best_random == max(part.random, key=lambda row: row.score)

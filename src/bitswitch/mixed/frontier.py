@@ -26,7 +26,8 @@ class WithinBudget:
     Attributes:
         budgets: that hold together, by name.
         optimum: of the integer programme.
-        best: after refinement by measurement; never worse than the optimum on the data of the measurements.
+        best: after refinement by measurement; on the data of the measurements never worse than the optimum, a uniform
+            precision, or what was found for an earlier budget, as far as they are within this one.
         random: SubNets drawn at random that use the budget up.
     """
 
@@ -128,7 +129,14 @@ def explore(
         best = optimum
         if rounds > 0:
             best = refine(
-                space, measurements, budget, num_seeds=num_seeds, rounds=rounds, neighbours=neighbours, seed=seed
+                space,
+                measurements,
+                budget,
+                starts=[row.subnet for row in (*uniform, *(part.best for part in within))],
+                num_seeds=num_seeds,
+                rounds=rounds,
+                neighbours=neighbours,
+                seed=seed,
             )
         drawn = measurements(random_subnets(space, budget, num_random, seed=seed)) if num_random else []
         within.append(WithinBudget(budget, optimum, best, tuple(drawn)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bitswitch.mixed.measurements import Measured, Measurements
 from bitswitch.mixed.search import SearchSpace, SubNet
@@ -15,6 +15,7 @@ def refine(
     measurements: Measurements,
     budgets: Mapping[str, float],
     *,
+    starts: Iterable[SubNet] = (),
     num_seeds: int = 4,
     rounds: int = 6,
     neighbours: int = 12,
@@ -22,16 +23,17 @@ def refine(
 ) -> Measured:
     """Improve on the integer programme by measurement: local search from its best solutions.
 
-    The programme minimises a proxy; what counts is the score. Starting from its `num_seeds` best SubNets, each round
-    measures random neighbours of the best one so far (one layer a step up or down, or one up and another one down, as
-    long as the budgets hold) and moves to the best of them; it ends early when a round does not help. The programme's
-    own optimum is among what is measured, so the result is never worse on the data of the measurements. Choose other
-    data for the final accuracy.
+    The programme minimises a proxy; what counts is the score. Starting from the best of its `num_seeds` best SubNets
+    and of `starts`, each round measures random neighbours of the best one so far (one layer a step up or down, or one
+    up and another one down, as long as the budgets hold) and moves to the best of them; it ends early when a round
+    does not help. What it starts from is measured too, so the result is never worse than any of it on the data of the
+    measurements. Choose other data for the final accuracy.
 
     Args:
         space: what may be chosen.
         measurements: of SubNets, on held-out calibration data.
         budgets: as for `SearchSpace.solve`.
+        starts: further SubNets to start from, such as uniform ones; those that exceed the budgets are left out.
         num_seeds: how many of the programme's best solutions to start from.
         rounds: at most.
         neighbours: measured in a round.
@@ -40,8 +42,8 @@ def refine(
     Raises:
         InfeasibleError: nothing is within the budgets.
     """
-    measured = measurements(space.solve(budgets, num_seeds))
-    best = max(measured, key=_rank)
+    feasible = (subnet for subnet in starts if space.within(subnet.cost, budgets))
+    best = max(measurements([*space.solve(budgets, num_seeds), *feasible]), key=_rank)
     generator = random.Random(seed)
     for _ in range(rounds):
         around = _neighbours(space, best.subnet, budgets, neighbours, generator)
