@@ -98,6 +98,8 @@ def test_what_cannot_be_measured(words: list[str], message: str, capsys: pytest.
     assert message in capsys.readouterr().err
 
 
-def test_widths_that_a_checkpoint_lacks(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(checkpoint), "--bits", "6"]) == 1
-    assert "6 bits cannot be opened; widths that can: 8, 4" in capsys.readouterr().err
+def test_widths_that_a_checkpoint_lacks(checkpoint: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs / "digits-a"
+    for given, folder, there in ((checkpoint, checkpoint, "8, 4"), (run, run / "checkpoint", "8, 4, 2")):
+        assert main(["bench", str(given), "--bits", "6"]) == 1
+        assert f"{folder}: 6 bits cannot be opened; widths that can: {there}" in capsys.readouterr().err

@@ -66,6 +66,20 @@ def test_evaluate_every_width_as_the_run_did(runs: Path, checkpoint: Path, capsy
         assert float(ours[2]) == pytest.approx(float(theirs[2]), abs=2.6)
 
 
+@pytest.mark.parametrize("words", [["evaluate", "--precision", "4"], ["inspect", "--verify"]])
+def test_a_run_folder_stands_for_its_checkpoint(
+    words: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for folder in (checkpoint, checkpoint.parent):
+        assert main([words[0], str(folder), *words[1:]]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    shutil.copy(checkpoint.parent / "config.json", tmp_path)
+    assert main([words[0], str(tmp_path), *words[1:]]) == 1
+    assert f"the run in {tmp_path} is not finished" in capsys.readouterr().err
+
+
 def test_evaluate_per_layer(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(checkpoint), "--precision", "2", "down=8,default=4", "--metric", "top5"]) == 0
     out = capsys.readouterr().out

@@ -27,7 +27,7 @@ class BenchOptions:
     """What to measure."""
 
     model: tyro.conf.Positional[str]
-    """A checkpoint folder, or an architecture for random weights: digits-cnn, torchvision/resnet18, timm/resnet18."""
+    """A checkpoint, a run, or an architecture with random weights: digits-cnn, torchvision/resnet18, timm/resnet18."""
     bits: tuple[int, ...] = ()
     """Widths; by default all of the checkpoint, or 8 6 4 2."""
     batch: tuple[int, ...] = (1, 16)
@@ -92,6 +92,7 @@ def _bench(options: BenchOptions) -> None:
     from bitswitch.bench import machine, write_json
     from bitswitch.bench.report import Settings, measure
     from bitswitch.bench.subject import open_subject
+    from bitswitch.recipes.stored import checkpoint_folder
 
     console = Console(stderr=True)
     with console.status("reading memory"):
@@ -99,7 +100,7 @@ def _bench(options: BenchOptions) -> None:
     print(here, flush=True)
     with tempfile.TemporaryDirectory() as scratch, console.status("opening the network") as status:
         subject = open_subject(
-            options.model,
+            str(checkpoint_folder(Path(options.model))) if Path(options.model).is_dir() else options.model,
             Path(scratch) / "checkpoint",
             bits=options.bits,
             input_shape=options.input_shape,

@@ -23,7 +23,7 @@ class EvaluateOptions:
     """What to evaluate."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """The checkpoint folder."""
+    """The checkpoint folder, or the run folder that it is in."""
     precision: tuple[str, ...] = ()
     """Widths such as 8 4 2, or precisions such as layer1=8,default=4; by default every width that can be opened."""
     data: Literal["digits", "cifar10", "folder"] | None = None
@@ -56,14 +56,13 @@ def run(arguments: Sequence[str]) -> None:
 
 def _evaluate(options: EvaluateOptions, asked: list[Precision]) -> None:
     from bitswitch import deploy
-    from bitswitch.checkpoint import read_info
     from bitswitch.cli.tables import print_table
     from bitswitch.recipes.stored import open_checkpoint
     from bitswitch.recipes.trained import Trained, images_of, open_images
     from bitswitch.training import distributed, evaluate
 
-    info = read_info(options.checkpoint)
     trained = Trained.open(options.checkpoint)
+    info = trained.info
     data = images_of(trained.recipe, options.checkpoint, options.data, options.data_folder)
     precisions = asked or [Precision.of(bits) for bits in info.bits_available]
     if not precisions:

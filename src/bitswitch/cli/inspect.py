@@ -26,7 +26,7 @@ class InspectOptions:
     """What to show."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """The checkpoint folder."""
+    """The checkpoint folder, or the run folder that it is in."""
     histograms: bool = False
     """Show how often each code occurs at each width, over all layers or those given by --layers."""
     layers: tuple[str, ...] = ()
@@ -40,8 +40,9 @@ def run(arguments: Sequence[str]) -> None:
     options = tyro.cli(InspectOptions, prog="bitswitch inspect", description=_ABOUT, args=arguments)
     from bitswitch._summary import Summary
     from bitswitch.checkpoint import read_info, verify
+    from bitswitch.recipes.stored import checkpoint_folder
 
-    info = read_info(options.checkpoint)
+    info = read_info(checkpoint_folder(options.checkpoint))
     print(_title(info))
     print()
     print(Summary(info.config.table, info.config.bits, info.config.options.shared))
@@ -49,7 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     _print_widths(info)
     _print_files(info)
     if options.verify:
-        verify(options.checkpoint)
+        verify(info.folder)
         print("every file that is there has the content that it should have")
     if options.histograms or options.layers:
         _print_histograms(info, options.layers)

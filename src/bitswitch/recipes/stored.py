@@ -8,12 +8,13 @@ from typing import Any
 from torch import nn
 
 from bitswitch.checkpoint import CheckpointInfo, load
+from bitswitch.checkpoint.config import CONFIG_NAME as CHECKPOINT_CONFIG
 from bitswitch.errors import ConfigError
 from bitswitch.models import Architecture
 from bitswitch.precision import Precision
 from bitswitch.recipes.config import ModelConfig, Recipe
 from bitswitch.recipes.convert import from_json
-from bitswitch.training.run import read_json
+from bitswitch.training.run import CONFIG_NAME, read_json
 
 RECIPE_NAME = "recipe.json"
 CHECKPOINT_FOLDER = "checkpoint"
@@ -23,6 +24,22 @@ def architecture_of(model: ModelConfig) -> Architecture:
     """Return the description of a recipe's network that a checkpoint stores."""
     options = dict(model.options) if model.num_classes is None else {**model.options, "num_classes": model.num_classes}
     return Architecture.of(model.name, **options)
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Return the checkpoint folder of a run folder; any other folder is returned as it is.
+
+    Raises:
+        ConfigError: the run is not finished.
+        CheckpointError: its configuration is damaged.
+    """
+    config = read_json(path / CONFIG_NAME)
+    if not isinstance(config, dict) or "recipe" not in config:
+        return path
+    folder = path / CHECKPOINT_FOLDER
+    if not (folder / CHECKPOINT_CONFIG).exists():
+        raise ConfigError(f"the run in {path} is not finished: it has no checkpoint yet")
+    return folder
 
 
 def open_checkpoint(info: CheckpointInfo, precision: int | Precision | None = None) -> nn.Module:

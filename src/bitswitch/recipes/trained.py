@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from bitswitch._files import read_state
 from bitswitch._prepare import unfreeze
-from bitswitch.checkpoint import read_info
+from bitswitch.checkpoint import CheckpointInfo, read_info
 from bitswitch.checkpoint.config import CONFIG_NAME as CHECKPOINT_CONFIG
 from bitswitch.data import Loader
 from bitswitch.errors import ConfigError
@@ -23,7 +24,13 @@ from bitswitch.recipes.config import DataConfig, Recipe, RunConfig
 from bitswitch.recipes.convert import from_json
 from bitswitch.recipes.loaders import RecipeData
 from bitswitch.recipes.start import FLOAT_STATE
-from bitswitch.recipes.stored import CHECKPOINT_FOLDER, architecture_of, open_checkpoint, stored_recipe
+from bitswitch.recipes.stored import (
+    CHECKPOINT_FOLDER,
+    architecture_of,
+    checkpoint_folder,
+    open_checkpoint,
+    stored_recipe,
+)
 from bitswitch.training.run import CONFIG_NAME, read_json
 from bitswitch.training.run_state import load_model_state
 
@@ -55,8 +62,19 @@ class Trained:
         config: Any = read_json(path / CONFIG_NAME)
         if isinstance(config, dict) and "recipe" in config:
             return cls(path, path / CHECKPOINT_FOLDER, from_json(Recipe, config["recipe"], "recipe"))
-        read_info(path)
-        return cls(path, path, stored_recipe(path))
+        trained = cls(path, path, stored_recipe(path))
+        assert trained.info
+        return trained
+
+    @cached_property
+    def info(self) -> CheckpointInfo:
+        """What is known of the checkpoint.
+
+        Raises:
+            ConfigError: the run is not finished.
+            CheckpointError: a file is damaged or missing.
+        """
+        return read_info(checkpoint_folder(self.path))
 
     def float_network(self) -> nn.Module:
         """Return a network to differentiate: the float network of a run; of a checkpoint, the highest width's weights.
@@ -80,9 +98,7 @@ class Trained:
             ConfigError: the run is not finished, or the checkpoint does not say which network it holds.
             CheckpointError: a file is damaged or missing.
         """
-        if not (self.checkpoint / CHECKPOINT_CONFIG).exists():
-            raise ConfigError(f"the run in {self.path} is not finished: it has no checkpoint yet")
-        return open_checkpoint(read_info(self.checkpoint))
+        return open_checkpoint(self.info)
 
     def identity(self) -> str:
         """Return a hash that tells this checkpoint from any other."""
