@@ -109,6 +109,14 @@ def test_job_keeps_the_determinism_of_its_caller(finished: Finished) -> None:
     assert torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_sgd_with_a_rate_for_the_scales(tiny: Recipe, tmp_path: Path) -> None:
+    joint = {"epochs": 1, "optimizer": "sgd", "lr": 0.02, "scale_lr": 1e-3, "alrs": "off", "schedule": "constant"}
+    run_recipe(tiny.replace(joint=joint), tmp_path / "run")
+    rows = [r for r in read_metrics(tmp_path / "run" / "metrics.csv") if (r.phase, r.split) == ("joint", "train")]
+    assert {(row.lr, row.scale_lr) for row in rows} == {(0.02, 1e-3)}
+    assert '"optimizer":"SGD"' in (tmp_path / "run" / "state.json").read_text("utf-8")
+
+
 @pytest.mark.parametrize("distill", ["float", "self"])
 def test_other_options(tiny: Recipe, tmp_path: Path, distill: str) -> None:
     recipe = tiny.replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import bitswitch as bs
 from bitswitch.layers import iter_layers
 from bitswitch.training import JointTrainer, eta
+from bitswitch.training.optimizers import sgd
 
 
 def small_loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -112,6 +113,31 @@ def test_hyper_parameters_of_the_two_optimizers() -> None:
     in_weights = {id(p) for g in weights.param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in in_weights) == ("quantizer" not in name)
+
+
+@pytest.mark.parametrize("algorithm", ["per-width", "accumulate"])
+def test_scales_may_have_a_base_rate_of_their_own(algorithm: Literal["per-width", "accumulate"]) -> None:
+    trainer = JointTrainer(
+        make_model(),
+        "cross_entropy",
+        lr=0.1,
+        scale_lr=0.002,
+        total_steps=4,
+        optimizer=sgd,
+        algorithm=algorithm,
+        alrs=None,
+    )
+    trainer.step(make_batches(1)[0])
+    result = trainer.step(make_batches(1)[0])
+    now = (1 + math.cos(math.pi / 4)) / 2
+    assert result.lr == pytest.approx(0.1 * now)
+    weights, scales = trainer._pair._for_weights, trainer._pair._for_scales._optimizers["shared"]
+    assert weights is not None
+    assert [group["lr"] for group in weights.param_groups] == pytest.approx([0.1 * now])
+    assert [group["lr"] for group in scales.param_groups] == pytest.approx([0.002 * now])
+    for width in result.widths.values():
+        assert width.scale_lr == pytest.approx(0.002 * now)
+        assert width.scaled_gradient == pytest.approx(width.scale_gradient)
 
 
 def test_rates_are_equation_6_on_the_recorded_gradients() -> None:

@@ -119,8 +119,12 @@ class JointConfig:
     """Passes over the training images."""
     batch_size: int = 256
     """Images a step, over all processes together."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Of everything but the scales: Adam, or SGD with Nesterov momentum 0.9."""
     lr: float = 5e-4
-    """Peak base learning rate λ of Adam."""
+    """Peak base learning rate λ."""
+    scale_lr: float | None = None
+    """Peak base learning rate of the scales, which have Adam always; None for that of the weights."""
     weight_decay: float = 5e-5
     """Weight decay, of everything but the scales."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -233,7 +237,11 @@ _LOWER_BOUNDS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("start", ("epochs", "lr", "weight_decay", "label_smoothing"), 0),
     ("start", ("batch_size",), 1),
     ("prepare", ("calibration_batches", "group_size"), 1),
-    ("joint", ("epochs", "lr", "weight_decay", "label_smoothing", "distill_weight", "task_weight", "sigma"), 0),
+    (
+        "joint",
+        ("epochs", "lr", "scale_lr", "weight_decay", "label_smoothing", "distill_weight", "task_weight", "sigma"),
+        0,
+    ),
     ("joint", ("temperature", "clip_grad_norm"), 1e-6),
     ("joint", ("batch_size",), 1),
     ("run", ("eval_batch_size", "evaluate_every", "log_every", "checkpoint_every"), 1),

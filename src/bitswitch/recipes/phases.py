@@ -17,7 +17,7 @@ from bitswitch.layers.table import unwrap
 from bitswitch.recipes.config import JointConfig, Recipe, StartConfig
 from bitswitch.training import CrossEntropy, Distillation, JointTrainer, distributed, evaluate, wrap_ddp
 from bitswitch.training.evaluate import accuracy
-from bitswitch.training.optimizers import flatten_state, restore_state
+from bitswitch.training.optimizers import adam, flatten_state, restore_state, sgd
 from bitswitch.training.run_metrics import FLOAT_BITS
 from bitswitch.training.samplers import Sampler
 from bitswitch.training.schedule import cosine
@@ -148,6 +148,8 @@ class JointPhase(_Base):
             self.model,
             CrossEntropy(config.label_smoothing),
             lr=config.lr,
+            scale_lr=config.scale_lr,
+            optimizer=sgd if config.optimizer == "sgd" else adam,
             total_steps=self.total_steps,
             algorithm=config.algorithm,
             alrs=None if config.alrs == "off" else config.alrs,
@@ -208,7 +210,7 @@ def float_accuracy(network: nn.Module, held_out: Loader, device: torch.device) -
 
 def _optimizer(config: StartConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=True)
+        return sgd(parameters, config.lr, config.weight_decay)
     return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
 
 

@@ -11,6 +11,7 @@ from bitswitch.errors import ConfigError
 from bitswitch.training import alrs
 from bitswitch.training._scales import LayerStep, ScaleRule, Scales
 from bitswitch.training.optimizers import (
+    BaseRates,
     OptimizerFactory,
     Rate,
     ScaleOptimizer,
@@ -28,7 +29,7 @@ class OptimizerPair:
     Args:
         network: a prepared model without wrappers.
         factory: makes the optimizer of everything but the scales.
-        lr: peak base learning rate.
+        lr: peak learning rate of the weights.
         weight_decay: given to `factory`.
         rule: how fast scales learn.
         max_norm: largest total norm of the weights' gradients, or None.
@@ -74,10 +75,10 @@ class OptimizerPair:
         """Whether a step can be refused on the device, without the host having read why."""
         return self._for_scales.can_skip and (self._for_weights is None or can_skip(self._for_weights))
 
-    def update(self, lr: float, used: list[LayerStep], damping: alrs.Number, skip: Tensor | None = None) -> None:
+    def update(self, base: BaseRates, used: list[LayerStep], damping: alrs.Number, skip: Tensor | None = None) -> None:
         """Step both optimizers for one width (A.2), unless `skip` is 1 on the device, and clear all gradients."""
-        self._step_weights(lr, skip)
-        self._for_scales.step(self.rule.rates(lr, used, damping, self.scales), skip)
+        self._step_weights(base.weights, skip)
+        self._for_scales.step(self.rule.rates(base.scales, used, damping, self.scales), skip)
         self.zero_grad()
 
     def hold(self, used: list[LayerStep]) -> None:
@@ -89,13 +90,13 @@ class OptimizerPair:
             self._held[layer.parameter] = gradient.clone() if held is None else held + gradient
             layer.parameter.grad = None
 
-    def update_held(self, lr: float) -> None:
+    def update_held(self, base: BaseRates) -> None:
         """Step both optimizers with the gradients of all widths (A.1) and clear them."""
         for parameter, gradient in self._held.items():
             parameter.grad = gradient
         self.clip()
-        self._step_weights(lr, None)
-        self._for_scales.step(Rate(parameter, lr) for parameter in self.scales.names)
+        self._step_weights(base.weights, None)
+        self._for_scales.step(Rate(parameter, base.scales) for parameter in self.scales.names)
         self.zero_grad()
 
     def _step_weights(self, lr: float, skip: Tensor | None) -> None:

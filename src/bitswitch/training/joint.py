@@ -26,7 +26,7 @@ from bitswitch.training._scales import ScaleRule, first_bad, maxima_of
 from bitswitch.training.diagnose import find_non_finite
 from bitswitch.training.distill import Distillation
 from bitswitch.training.distributed import rank, sum_over_processes, world_size
-from bitswitch.training.optimizers import MOMENTS, Moments, OptimizerFactory, adam, non_negative
+from bitswitch.training.optimizers import MOMENTS, BaseRates, Moments, OptimizerFactory, adam, non_negative
 from bitswitch.training.samplers import Sampler, StatefulSampler, Uniform
 from bitswitch.training.steps import StepResult, WidthResult
 
@@ -60,6 +60,7 @@ class JointTrainer:
         model: a prepared and calibrated model; may be wrapped by `distributed.wrap_ddp` or torch.compile.
         loss_fn: "cross_entropy", or a function (model, batch) → loss or (loss, logits).
         lr: peak base learning rate λ.
+        scale_lr: λ of the scales, if it differs from that of the weights: the rates of SGD are far too high for scales.
         total_steps: number of mini-batches of the whole training, for the schedule.
         bits: the widths to train; all that the model was prepared for by default.
         algorithm: "per-width" (A.2) or "accumulate" (A.1).
@@ -92,6 +93,7 @@ class JointTrainer:
         loss_fn: losses.LossFn | Literal["cross_entropy"],
         *,
         lr: float = 5e-4,
+        scale_lr: float | None = None,
         total_steps: int,
         bits: Collection[int] | None = None,
         algorithm: Algorithm = "per-width",
@@ -119,6 +121,7 @@ class JointTrainer:
         self.bits = _checked_bits(model, bits)
         self.loss_fn = losses.resolve(loss_fn)
         self.lr = non_negative("lr", lr)
+        self.scale_lr = self.lr if scale_lr is None else non_negative("scale_lr", scale_lr)
         self.total_steps = total_steps
         self.num_steps = 0
         self.distill = distill
@@ -159,7 +162,8 @@ class JointTrainer:
         """
         if self.num_steps >= self.total_steps and self.learning_rate == 0:
             raise ConfigError(f"all {self.total_steps} steps of the schedule are done; the learning rate is 0")
-        lr = self.learning_rate
+        factor = self.schedule(self.num_steps, self.total_steps)
+        base = BaseRates(self.lr * factor, self.scale_lr * factor)
         measured: list[Measured] = []
         rows: list[dict[str, float]] = []
         with preserved(self.model, training=True):
@@ -174,18 +178,18 @@ class JointTrainer:
                         refused = measured[-1].refusal(refused)
                     else:
                         rows += self._read(measured[-1:], batch)
-                    self._update(lr, measured[-1], None if self._deferred else rows[-1], refused)
+                    self._update(base, measured[-1], None if self._deferred else rows[-1], refused)
                     if teacher is None and self.distill is not None:
                         teacher = done.logits
                 if self._deferred:
                     rows = self._read(measured, batch)
                 if self._accumulate:
-                    self._pair.update_held(lr)
+                    self._pair.update_held(base)
             finally:
                 self._pair.zero_grad()
         self.num_steps += 1
-        results = {item.bits: self._result(lr, item, row) for item, row in zip(measured, rows, strict=True)}
-        return StepResult(self.num_steps - 1, lr, results)
+        results = {item.bits: self._result(base.scales, item, row) for item, row in zip(measured, rows, strict=True)}
+        return StepResult(self.num_steps - 1, base.weights, results)
 
     def _autocast_context(self) -> torch.autocast:
         return torch.autocast(losses.device_of(self.network).type, self.autocast, enabled=self.autocast is not None)
@@ -241,19 +245,19 @@ class JointTrainer:
             raise self._divergence(item.precision, batch, rows[bad]["loss"], first_bad(item.used, item.maxima))
         return rows
 
-    def _update(self, lr: float, item: Measured, row: dict[str, float] | None, refused: Tensor | None) -> None:
+    def _update(self, base: BaseRates, item: Measured, row: dict[str, float] | None, refused: Tensor | None) -> None:
         """Step the optimizers (A.2) or put the gradients of a width by (A.1)."""
         if self._accumulate:
             self._pair.hold(item.used)
         elif row is None:
-            self._pair.update(lr, item.used, item["damping"], refused)
+            self._pair.update(base, item.used, item["damping"], refused)
         else:
-            self._pair.update(lr, item.used, row["damping"])
+            self._pair.update(base, item.used, row["damping"])
 
-    def _result(self, lr: float, item: Measured, row: dict[str, float]) -> WidthResult:
-        rate = self._rule.rate(lr, alrs_rules.eta(state_of(self.network).bits[0], item.bits), row["damping"])
+    def _result(self, scale_lr: float, item: Measured, row: dict[str, float]) -> WidthResult:
+        rate = self._rule.rate(scale_lr, alrs_rules.eta(state_of(self.network).bits[0], item.bits), row["damping"])
         gradient = row["gradient"]
-        scaled = gradient * rate / lr if lr else 0.0
+        scaled = gradient * rate / scale_lr if scale_lr else 0.0
         return WidthResult(
             item.precision, row["loss"], row["task"], row.get("distance"), gradient, scaled, rate, row.get("norm")
         )

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from bitswitch.errors import CheckpointError, ConfigError
 
@@ -23,6 +23,18 @@ def adam(params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -
     params = list(params)
     fused = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in params)
     return Adam(params, lr=lr, weight_decay=weight_decay, fused=True if fused else None)
+
+
+def sgd(params: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> SGD:
+    """Return SGD with Nesterov momentum 0.9."""
+    return SGD(params, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+
+
+class BaseRates(NamedTuple):
+    """The base learning rates of one step: of the weights, and λ of Eq. (6) of the scales."""
+
+    weights: float
+    scales: float
 
 
 class Rate(NamedTuple):

@@ -17,7 +17,7 @@ class WidthResult:
         task: the task's own part of it.
         distillation: the divergence from the teacher (before its weight), or None without a teacher.
         scale_gradient: mean over the layers of max|∇s^i|, the gradient of the raw weight scales.
-        scaled_gradient: the same after ALRS: times λ_b / λ.
+        scaled_gradient: the same after ALRS: times λ_b / λ, λ that of the scales.
         scale_lr: λ_b of Eq. (6) with the η of the width that names this result. Layers that drew another width under a
             per-layer precision have the η of their own.
         gradient_norm: total norm of the gradients of the weights before clipping, or None without clipping.
@@ -39,7 +39,7 @@ class StepResult:
 
     Attributes:
         step: number of the step, from 0.
-        lr: base learning rate λ of the step.
+        lr: base learning rate λ of the step, that of the weights.
         widths: the widths in the order of training, highest first.
     """
 
