@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from bitswitch.mixed import (
     Measurements,
     SearchSpace,
     explore,
+    fitted,
     measure_costs,
     pareto,
     random_subnets,
@@ -129,7 +131,7 @@ def test_exploration(space: SearchSpace, tmp_path) -> None:
     told: list[str] = []
     found = explore(space, Measurements(Judge(), path), budgets, num_random=8, progress=told.append)
     assert [row.subnet.cost.average_bits for row in found.uniform] == [4, 3, 2]
-    assert len(told) == 2
+    assert len(told) == 3
     assert found.within[1].best.score >= max(found.within[0].best.score, found.uniform[1].score)
     for part, budget in zip(found.within, budgets, strict=True):
         assert part.best.score >= part.optimum.score
@@ -151,6 +153,51 @@ def test_exploration(space: SearchSpace, tmp_path) -> None:
     with pytest.raises(InfeasibleError, match="smallest feasible"):
         explore(space, Measurements(again), [*budgets, {"average_bits": 1.5}])
     assert not again.calls
+
+
+def noisy(precisions: Sequence[Precision]) -> list[float]:
+    """Return a sum over the layers of what their widths are worth, and some noise."""
+    noise = [random.Random(str(p)).gauss(0, 0.002) for p in precisions]
+    return [score + error for score, error in zip(Judge()(precisions), noise, strict=True)]
+
+
+def test_a_fitted_objective_finds_what_widths_are_worth(space: SearchSpace) -> None:
+    rows = Measurements(noisy)([s for a in (2.4, 3.0, 3.6) for s in random_subnets(space, {"average_bits": a}, 20)])
+    table = fitted(space, rows)
+    assert table.keys() == WORTH.keys()
+    for name, worth in WORTH.items():
+        for bits in (4, 3):
+            # Against the lowest width, which is the zero.
+            assert table[name][bits] - table[name][2] == pytest.approx(worth * (4.0**-bits - 4.0**-2), abs=0.01)
+    budgets = {"average_bits": 2.6}
+    (found,) = space.minimising(table).solve(budgets)
+    every = Measurements(Judge())(random_subnets(space, budgets, 200))
+    (score,) = Judge()([found.precision])
+    assert score >= max(row.score for row in every) - 1e-12
+    # The proxy takes all layers for equal, and the space itself still does.
+    assert space.solve(budgets)[0].precision != found.precision
+
+
+def test_what_nothing_can_be_learned_from(space: SearchSpace) -> None:
+    subnets = random_subnets(space, {"average_bits": 3.0}, 10)
+    with pytest.raises(ConfigError, match="5 layers with a choice need 10 SubNets; got 9"):
+        fitted(space, Measurements(Judge())(subnets[:9]))
+    with pytest.raises(ConfigError, match="all 10 SubNets have the same score"):
+        fitted(space, Measurements(lambda precisions: [0.5] * len(precisions))(subnets))
+
+
+def test_exploration_ends_with_what_it_has_learned(space: SearchSpace) -> None:
+    budgets = [{"average_bits": 2.4}, {"average_bits": 3.2}]
+    options = {"num_random": 20, "rounds": 0}
+    without = explore(space, Measurements(noisy), budgets, num_fitted=0, **options)
+    found = explore(space, Measurements(noisy), budgets, num_fitted=3, **options)
+    assert [part.fitted for part in without.within] == [(), ()]
+    for part, before, budget in zip(found.within, without.within, budgets, strict=True):
+        assert len(part.fitted) == 3
+        assert all(space.within(row.subnet.cost, budget) for row in part.fitted)
+        assert part.best.score == max(before.best.score, *(row.score for row in part.fitted)) > before.best.score
+        assert part.best.subnet == space.evaluate(part.best.subnet.precision)
+        assert found.origin(part.best.subnet.precision) == "fitted"
 
 
 def test_measurements_are_kept_as_they_come(space: SearchSpace, tmp_path) -> None:

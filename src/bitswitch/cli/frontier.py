@@ -27,7 +27,16 @@ _ABOUT = (
     "what local search by accuracy makes of it, and random SubNets. The same command goes on where it was stopped."
 )
 JSON_NAME, CSV_NAME, PLOT_NAME, WIDTHS_NAME = "frontier.json", "frontier.csv", "frontier.png", "frontier_widths.png"
-_LEAST = {"points": 1, "random": 0, "seeds": 1, "rounds": 0, "neighbours": 1, "reestimate": 0, "batch_size": 1}
+_LEAST = {
+    "points": 1,
+    "random": 0,
+    "seeds": 1,
+    "rounds": 0,
+    "neighbours": 1,
+    "fitted": 0,
+    "reestimate": 0,
+    "batch_size": 1,
+}
 SEARCH_SCORES, UNSEEN_SCORES = "scores_search.json", "scores_unseen.json"
 
 
@@ -45,6 +54,8 @@ class FrontierOptions(BudgetOptions, TrainedOptions):
     """Rounds of the local search at most; 0 for none."""
     neighbours: int = 12
     """SubNets that a round measures."""
+    fitted: int = 4
+    """Solutions of the programme under an objective that is fitted to all measurements, for each budget; 0 for none."""
     search_share: float = 0.5
     """Share of the held-out images that choices are made on, if the recipe keeps no images for validation."""
     reestimate: int = 0
@@ -149,6 +160,7 @@ class _Run:
             num_seeds=self.options.seeds,
             rounds=self.options.rounds,
             neighbours=self.options.neighbours,
+            num_fitted=self.options.fitted,
             seed=self.options.seed,
             progress=progress,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bitswitch.mixed.correlation import RankCorrelation, rank_correlations
 from bitswitch.mixed.cost import Cost, CostTable, additive_latency, measure_costs
 from bitswitch.mixed.extract import extract
+from bitswitch.mixed.fitted import fitted
 from bitswitch.mixed.frontier import Exploration, WithinBudget, accuracy_error, explore, pareto, to_csv, to_rows
 from bitswitch.mixed.hasb import HASB, UniformSampling
 from bitswitch.mixed.hessian import hessian_trace
@@ -35,6 +36,7 @@ __all__ = [
     "additive_latency",
     "explore",
     "extract",
+    "fitted",
     "hessian_trace",
     "input_errors",
     "measure_costs",

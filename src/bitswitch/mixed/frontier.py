@@ -6,11 +6,12 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from bitswitch.errors import ConfigError
 from bitswitch.mixed.cost import Cost
+from bitswitch.mixed.fitted import fitted
 from bitswitch.mixed.measurements import Measured, Measurements
 from bitswitch.mixed.refine import random_subnets, refine
 from bitswitch.mixed.search import SearchSpace, SubNet
@@ -29,12 +30,14 @@ class WithinBudget:
         best: after refinement by measurement; on the data of the measurements never worse than the optimum, a uniform
             precision, or what was found for an earlier budget, as far as they are within this one.
         random: SubNets drawn at random that use the budget up.
+        fitted: the programme's solutions under the objective that was fitted to all measurements.
     """
 
     budgets: Budgets
     optimum: Measured
     best: Measured
     random: tuple[Measured, ...]
+    fitted: tuple[Measured, ...] = ()
 
     @property
     def best_random(self) -> Measured | None:
@@ -79,9 +82,10 @@ class Exploration:
         return list({row.subnet.precision: row for row in rows}.values())
 
     def origin(self, precision: Precision) -> str:
-        """Return where a SubNet was found first: "uniform", "programme", "refined", "random" or "neighbour"."""
+        """Return how a SubNet was found: "uniform", "programme", "fitted", "refined", "random" or "neighbour"."""
         found = {row.subnet.precision: "random" for row in self.random}
         found |= {part.best.subnet.precision: "refined" for part in self.within}
+        found |= {row.subnet.precision: "fitted" for part in self.within for row in part.fitted}
         found |= {part.optimum.subnet.precision: "programme" for part in self.within}
         found |= {row.subnet.precision: "uniform" for row in self.uniform}
         return found.get(precision, "neighbour")
@@ -96,10 +100,14 @@ def explore(
     num_seeds: int = 4,
     rounds: int = 6,
     neighbours: int = 12,
+    num_fitted: int = 4,
     seed: int = 0,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Exploration:
     """Measure the uniform precisions, and within every budget the search, its refinement and random SubNets.
+
+    In the end an objective is fitted to all measurements (`fitted`), and the programme's solutions under it are
+    measured too, if there are at least twice as many measurements as layers with a choice.
 
     Everything follows from the arguments, so a repetition on a file of measurements measures only what is missing.
 
@@ -111,6 +119,7 @@ def explore(
         num_seeds: how many of the programme's best solutions refinement starts from.
         rounds: of refinement at most; 0 leaves the programme's best solution as it is.
         neighbours: measured in a round.
+        num_fitted: solutions of the programme under the fitted objective, for each budget; 0 for none.
         seed: of random SubNets and neighbours.
         progress: is told what was found within each budget.
 
@@ -141,7 +150,28 @@ def explore(
         drawn = measurements(random_subnets(space, budget, num_random, seed=seed)) if num_random else []
         within.append(WithinBudget(budget, optimum, best, tuple(drawn)))
         progress(f"{index + 1} of {len(budgets)}: {_described(within[-1])}; {len(measurements)} SubNets measured")
+    if num_fitted:
+        within = _with_fitted(space, measurements, within, num_fitted)
+        bests = ", ".join(f"{part.best.score:.4f}" for part in within)
+        progress(f"best with the fitted objective: {bests}; {len(measurements)} SubNets measured")
     return Exploration(tuple(uniform), tuple(within), tuple(measurements.asked))
+
+
+def _with_fitted(
+    space: SearchSpace, measurements: Measurements, within: Sequence[WithinBudget], count: int
+) -> list[WithinBudget]:
+    """Return what was found, with the programme's solutions under an objective that is fitted to all measurements."""
+    try:
+        learned = space.minimising(fitted(space, measurements.asked))
+    except ConfigError:  # too few measurements to learn from
+        return list(within)
+    found = []
+    for part in within:
+        solutions = [space.evaluate(subnet.precision) for subnet in learned.solve(part.budgets, count)]
+        measured = tuple(measurements(solutions))
+        best = max((part.best, *measured), key=lambda row: row.score)
+        found.append(replace(part, best=best, fitted=measured))
+    return found
 
 
 def _described(part: WithinBudget) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,12 +76,26 @@ class SearchSpace:
                     f"layer_bits leaves no width that the layers {names}, which share a weight, can have"
                 )
             self._widths.append(sorted(common, reverse=True))
-        self._objective = [
+        self._objective = self._values_of(objective)
+        self._kinds = cost_kinds(costs)
+        self._programme: DynamicProgramme | None = None
+
+    def minimising(self, objective: Mapping[str, Mapping[int, float]]) -> SearchSpace:
+        """Return the same widths and costs with another objective.
+
+        Args:
+            objective: {layer that stores a weight: {width: value}}.
+        """
+        other = copy.copy(self)
+        other._objective = self._values_of(objective)
+        other._programme = None
+        return other
+
+    def _values_of(self, objective: Mapping[str, Mapping[int, float]]) -> list[Floats]:
+        return [
             np.array([objective[group[0].owner or group[0].name][bits] for bits in widths], dtype=np.float64)
             for group, widths in zip(self._groups, self._widths, strict=True)
         ]
-        self._kinds = cost_kinds(costs)
-        self._programme: DynamicProgramme | None = None
 
     def solve(self, budgets: Mapping[str, float], count: int = 1) -> list[SubNet]:
         """Return the best precisions within budgets that hold together, best first.
