@@ -29,7 +29,9 @@ def pages() -> list[Path]:
 def all_markdown() -> list[Path]:
     """Return every Markdown file of the project."""
     inside = [
-        path for folder in ("docs", "src", "benchmarks", "tests") for path in sorted((ROOT / folder).rglob("*.md"))
+        path
+        for folder in ("docs", "src", "benchmarks", "tests", "zoo")
+        for path in sorted((ROOT / folder).rglob("*.md"))
     ]
     return [*sorted(ROOT.glob("*.md")), *inside]
 
