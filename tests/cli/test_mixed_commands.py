@@ -154,7 +154,7 @@ def test_frontier(
     ]
     assert main(words) == 0
     out, err = capsys.readouterr()
-    assert [line.split(":")[0] for line in err.splitlines()] == ["1 of 2", "2 of 2"]
+    assert [line.split(":")[0] for line in err.splitlines()] == ["1 of 2", "2 of 2", "best with the fitted objective"]
     found = read(tmp_path / "frontier.json")
     subnets = {row["precision"]: row for row in found["subnets"]}
     assert len(subnets) == len(found["subnets"])

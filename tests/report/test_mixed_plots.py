@@ -98,4 +98,4 @@ def test_rows_of_a_frontier(data: FrontierData) -> None:
     )
     on_frontier = [row["precision"] for row in rows if "average_bits" in row["frontier_of"].split()]
     assert sorted(on_frontier) == sorted(data.to_json()["frontier"]["average_bits"])
-    assert {row["origin"] for row in rows} <= {"uniform", "programme", "refined", "random", "neighbour"}
+    assert {row["origin"] for row in rows} <= {"uniform", "programme", "refined", "fitted", "random", "neighbour"}

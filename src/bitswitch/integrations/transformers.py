@@ -20,7 +20,8 @@ class SwitchableConv1D(SwitchableLayer, Conv1D):
         return weight.t()
 
     def from_out_first(self, weight: Tensor) -> Tensor:  # noqa: D102
-        return weight.t()
+        # In one memory order, wherever the weight comes from: matrix products add up in an order that depends on it.
+        return weight.t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer at the active width."""
