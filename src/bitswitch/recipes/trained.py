@@ -63,7 +63,7 @@ class Trained:
         if isinstance(config, dict) and "recipe" in config:
             return cls(path, path / CHECKPOINT_FOLDER, from_json(Recipe, config["recipe"], "recipe"))
         trained = cls(path, path, stored_recipe(path))
-        assert trained.info
+        _ = trained.info  # an error now rather than later
         return trained
 
     @cached_property
