@@ -182,6 +182,9 @@ def test_what_nothing_can_be_learned_from(space: SearchSpace) -> None:
     subnets = random_subnets(space, {"average_bits": 3.0}, 10)
     with pytest.raises(ConfigError, match="5 layers with a choice need 10 SubNets; got 9"):
         fitted(space, Measurements(Judge())(subnets[:9]))
+    pinned = SearchSpace(space.costs, {name: {4: 0.0, 3: 0.0, 2: 0.0} for name in NAMES}, {"*": 3})
+    with pytest.raises(ConfigError, match="no layer has a choice of widths"):
+        fitted(pinned, Measurements(Judge())(subnets))
     with pytest.raises(ConfigError, match="all 10 SubNets have the same score"):
         fitted(space, Measurements(lambda precisions: [0.5] * len(precisions))(subnets))
 

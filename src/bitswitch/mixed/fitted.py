@@ -31,12 +31,15 @@ def fitted(space: SearchSpace, measured: Sequence[Measured]) -> ObjectiveTable:
         {layer: {width: −Σ g}}, an objective to be minimised, in units of the score.
 
     Raises:
-        ConfigError: there are fewer SubNets than twice the layers with a choice, or all have the same score.
+        ConfigError: no layer has a choice, there are fewer SubNets than twice the layers with one, or all have the same
+            score.
     """
     from sklearn.linear_model import RidgeCV
 
     choices = [(names, widths) for names, widths in space.choices if len(widths) > 1]
-    if len(measured) < 2 * len(choices) or not choices:
+    if not choices:
+        raise ConfigError("no layer has a choice of widths")
+    if len(measured) < 2 * len(choices):
         raise ConfigError(f"{len(choices)} layers with a choice need {2 * len(choices)} SubNets; got {len(measured)}")
     scores = np.array([row.score for row in measured])
     scale = scores.std()
