@@ -47,6 +47,14 @@ def test_rates_of_the_phases(tmp_path: Path) -> None:
     assert cost.machines == ["one", "two"]
 
 
+def test_widths_that_take_turns_count_when_they_train(tmp_path: Path) -> None:
+    changed = {"epochs": 3, "batch_size": 50, "turns": "rotate"}
+    cost = cost_of(run(tmp_path / "run", [TIMED, MORE], (8, 6, 4, 2), joint=changed))
+    assert cost.joint_phase is not None
+    assert cost.joint_phase.widths == 2
+    assert cost.joint_phase.images_per_second == pytest.approx(160)
+
+
 @pytest.mark.parametrize("sessions", [None, [], [OLD], [{**OLD, "training": {}}], [{**OLD, "training": {"joint": {}}}]])
 def test_older_runs_have_no_rates(tmp_path: Path, sessions: list[Any] | None) -> None:
     found = run(tmp_path / "run", sessions)

@@ -155,6 +155,19 @@ def test_window_means_and_state() -> None:
         assert each.flush("joint", 1, 3) == []
 
 
+def test_window_means_are_of_the_steps_that_a_width_had() -> None:
+    window = Window()
+    for step, bits in enumerate((4, 8, 4)):
+        window.add({bits: {"loss": float(step), "lr": 0.5}, 2: {"loss": 3.0, "lr": 0.5}})
+    assert [(row.bits, row.loss) for row in window.flush("joint", 1, 3)] == [(8, 1.0), (4, 1.0), (2, 3.0)]
+
+
+def test_window_of_a_state_with_one_count() -> None:
+    window = Window()
+    window.load_state({"count": 2, "sums": {"8": {"loss": 3.0}}, "last": {"8": 0.5}})
+    assert window.flush("joint", 1, 2)[0].loss == 1.5
+
+
 def test_random_state_comes_back() -> None:
     state = random_state(CPU)
     first = torch.rand(3)

@@ -131,6 +131,8 @@ class JointConfig:
     """Learning-rate schedule."""
     algorithm: Literal["per-width", "accumulate"] = "per-width"
     """A step a width (Algorithm A.2), or one step for all (A.1)."""
+    turns: Literal["all", "rotate"] = "all"
+    """Widths of a batch: all, or the lowest and one of the others in turn."""
     alrs: Literal["factor", "printed", "off"] = "factor"
     """Form of Adaptive Learning Rate Scaling, Eq. (6)."""
     alrs_scope: Literal["weight", "weight+activation"] = "weight"

@@ -160,6 +160,7 @@ class JointPhase(_Base):
             clip_grad_norm=config.clip_grad_norm,
             autocast=autocast_type(recipe),
             schedule=config.schedule,
+            turns=config.turns,
             sampler=sampler,
             compile=recipe.run.compile,
         )

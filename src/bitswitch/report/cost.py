@@ -9,9 +9,10 @@ from typing import Any
 from bitswitch.report.compare import Comparison
 from bitswitch.report.runs import Run
 from bitswitch.report.settings import ALRS, BITS, deciding
+from bitswitch.training.turns import widths_a_batch
 
 # With a single width these change what is learned, not what a step computes.
-_SAME_COST = (BITS, ALRS, "joint.alrs_scope", "joint.moments")
+_SAME_COST = (BITS, ALRS, "joint.alrs_scope", "joint.moments", "joint.turns")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class PhaseCost:
         steps: that were timed, over all sessions.
         seconds: that they took.
         batch_size: images a step, over all processes together.
-        widths: trained on every batch; 1 in the float phase.
+        widths: number that train on a batch; 1 in the float phase.
         steps_per_epoch: steps of a whole epoch.
         epochs: of the phase.
     """
@@ -138,7 +139,7 @@ def cost_of(run: Run) -> RunCost:
     machines = [session["machine"] for session in run.sessions if isinstance(session.get("machine"), str)]
     return RunCost(
         _phase(run, "float", run.recipe.start.batch_size, 1),
-        _phase(run, "joint", run.recipe.joint.batch_size, len(run.widths)),
+        _phase(run, "joint", run.recipe.joint.batch_size, widths_a_batch(run.recipe.joint.turns, run.widths)),
         sum(seconds) if seconds else None,
         len(run.sessions),
         list(dict.fromkeys(machines)),
@@ -148,7 +149,8 @@ def cost_of(run: Run) -> RunCost:
 def separate_trainings(comparison: Comparison) -> list[Separate]:
     """Return every run of several widths, beside the single-width runs that do the same otherwise.
 
-    Scaling of learning rates may differ: it is nothing that a step's time depends on.
+    Scaling of learning rates may differ: it is nothing that a step's time depends on. So may the turns of the widths: a
+    single width has all of them.
     """
     singles = [run for run in comparison.runs if len(run.widths) == 1]
     found = []

@@ -29,6 +29,7 @@ from bitswitch.training.distributed import rank, sum_over_processes, world_size
 from bitswitch.training.optimizers import MOMENTS, BaseRates, Moments, OptimizerFactory, adam, non_negative
 from bitswitch.training.samplers import Sampler, StatefulSampler, Uniform
 from bitswitch.training.steps import StepResult, WidthResult
+from bitswitch.training.turns import TURNS, Turns, widths_at
 
 Algorithm = Literal["per-width", "accumulate"]
 Scope = Literal["weight", "weight+activation"]
@@ -77,6 +78,8 @@ class JointTrainer:
         clip_grad_norm: largest total norm of the weights' gradients; scales are not clipped.
         autocast: type for torch.autocast in the forward pass, such as torch.bfloat16; losses are float32.
         schedule: "cosine" (to 0, no warm-up), "constant", or a function (step, total_steps) → factor of λ.
+        turns: "all" trains every width on every batch, as in the paper; "rotate" trains the lowest width and one of
+            the others in turn, so that a batch costs two passes however many widths there are.
         sampler: draws a precision for every width's turn; uniform widths by default.
         compile: run forward and backward passes under torch.compile: True, or its arguments, such as
             {"mode": "max-autotune"}. Each width is compiled in its first step; batches should have one shape.
@@ -106,12 +109,13 @@ class JointTrainer:
         clip_grad_norm: float | None = None,
         autocast: torch.dtype | None = None,
         schedule: schedules.ScheduleLike = "cosine",
+        turns: Turns = "all",
         sampler: Sampler | None = None,
         compile: bool | Mapping[str, Any] = False,
     ) -> None:
         if alrs == "auto":
             alrs = None if algorithm == "accumulate" else "factor"
-        _check_choices(algorithm, alrs, alrs_scope, moments)
+        _check_choices(algorithm, alrs, alrs_scope, moments, turns)
         if type(total_steps) is not int or total_steps < 1:
             raise ConfigError(f"total_steps must be a positive integer; got {total_steps!r}")
         if distill is not None and not isinstance(distill, Distillation):
@@ -127,6 +131,7 @@ class JointTrainer:
         self.distill = distill
         self.autocast = autocast
         self.schedule = schedules.resolve(schedule)
+        self.turns: Turns = turns
         self.sampler: Sampler = Uniform() if sampler is None else sampler
         options = {} if isinstance(compile, bool) else compile
         self._compiled = None if compile is False else CompiledWidths(model, options)
@@ -138,7 +143,7 @@ class JointTrainer:
         # A refused update cannot be undone. Where the host is ahead of the device, the optimizers themselves refuse it
         # and the numbers are read once a step; on a CPU, where reading costs nothing, they are read after every width.
         self._deferred = losses.device_of(self.network).type != "cpu" and self._pair.can_skip
-        choices = {"algorithm": algorithm, "alrs": alrs, "alrs_scope": alrs_scope, "moments": moments}
+        choices = {"algorithm": algorithm, "alrs": alrs, "alrs_scope": alrs_scope, "moments": moments, "turns": turns}
         self._settings = {**choices, "bits": list(self.bits), "optimizer": self._pair.name}
 
     @property
@@ -147,7 +152,7 @@ class JointTrainer:
         return self.lr * self.schedule(self.num_steps, self.total_steps)
 
     def step(self, batch: Any) -> StepResult:
-        """Train every width on one mini-batch.
+        """Train every width on one mini-batch, or those whose turn it is.
 
         The model runs in training mode; afterwards its modules have the modes, and it has the precision, that they had.
 
@@ -171,7 +176,7 @@ class JointTrainer:
                 self._pair.zero_grad()
                 teacher = self._float_teacher(batch)
                 refused = None
-                for bits in self.bits:
+                for bits in widths_at(self.turns, self.bits, self.num_steps):
                     done = self._forward_backward(bits, batch, teacher)
                     measured.append(self._measure(bits, done))
                     if self._deferred:
@@ -296,7 +301,8 @@ class JointTrainer:
             raise CheckpointError(f"this is not a state of a trainer; it has the fields {sorted(meta)}")
         if type(meta["step"]) is not int or meta["step"] < 0 or not isinstance(meta["values"], Mapping):
             raise CheckpointError(f"the state of a trainer has a malformed step or values: step={meta['step']!r}")
-        if meta["settings"] != self._settings:
+        # States from before widths took turns do not name them.
+        if {"turns": "all", **meta["settings"]} != self._settings:
             raise CheckpointError(f"the state is of a trainer with {meta['settings']}; this one has {self._settings}")
         self._pair.load_state(tensors, meta["values"])
         if isinstance(self.sampler, StatefulSampler) and "sampler" in meta:
@@ -320,12 +326,13 @@ def _checked_bits(model: nn.Module, bits: Collection[int] | None) -> tuple[int, 
     return widths
 
 
-def _check_choices(algorithm: object, alrs: object, alrs_scope: object, moments: object) -> None:
+def _check_choices(algorithm: object, alrs: object, alrs_scope: object, moments: object, turns: object) -> None:
     for name, value, allowed in (
         ("algorithm", algorithm, get_args(Algorithm)),
         ("alrs", alrs, (*alrs_rules.FORMS, None)),
         ("alrs_scope", alrs_scope, get_args(Scope)),
         ("moments", moments, MOMENTS),
+        ("turns", turns, TURNS),
     ):
         if value not in allowed:
             raise ConfigError(f"{name} must be one of {allowed}; got {value!r}")

@@ -142,7 +142,8 @@ class Window:
     def __init__(self) -> None:
         self._sums: dict[int, dict[str, float]] = {}
         self._last: dict[int, float] = {}
-        self._count = 0
+        # A width may have had its turn in some of the steps only.
+        self._counts: dict[int, int] = {}
 
     def add(self, values: Mapping[int, Mapping[str, float]]) -> None:
         """Add a step: values by width and by column."""
@@ -151,7 +152,7 @@ class Window:
             for name, value in columns.items():
                 sums[name] = sums.get(name, 0.0) + value
             self._last[bits] = columns["lr"]
-        self._count += 1
+            self._counts[bits] = self._counts.get(bits, 0) + 1
 
     def flush(self, phase: str, epoch: int, step: int) -> list[MetricsRow]:
         """Return the rows of the window, and begin a new one."""
@@ -162,9 +163,9 @@ class Window:
                 epoch,
                 step,
                 bits,
-                **{k: v / self._count for k, v in sums.items()} | {"lr": self._last[bits]},
+                **{k: v / self._counts[bits] for k, v in sums.items()} | {"lr": self._last[bits]},
             )
-            for bits, sums in self._sums.items()
+            for bits, sums in sorted(self._sums.items(), reverse=True)
         ]
         self.__init__()
         return rows
@@ -172,14 +173,15 @@ class Window:
     def state(self) -> dict[str, Any]:
         """Return the window as JSON."""
         return {
-            "count": self._count,
+            "counts": {str(bits): count for bits, count in self._counts.items()},
             "sums": {str(bits): sums for bits, sums in self._sums.items()},
             "last": {str(bits): lr for bits, lr in self._last.items()},
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` returned."""
-        self._count = state["count"]
-        # JSON in canonical form has sorted keys; rows go from the highest width down, as the steps do.
-        self._sums = {int(bits): dict(sums) for bits, sums in sorted(state["sums"].items(), key=lambda x: -int(x[0]))}
+        # Before widths took turns, one count was that of all of them.
+        counts = state["counts"] if "counts" in state else dict.fromkeys(state["sums"], state["count"])
+        self._counts = {int(bits): count for bits, count in counts.items()}
+        self._sums = {int(bits): dict(sums) for bits, sums in state["sums"].items()}
         self._last = {int(bits): lr for bits, lr in state["last"].items()}

@@ -35,7 +35,7 @@ class WidthResult:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One training step at every width.
+    """One training step, at every width or at those whose turn it was.
 
     Attributes:
         step: number of the step, from 0.
