@@ -71,6 +71,18 @@ def test_accuracies_and_drops(comparison: Comparison) -> None:
     ]
 
 
+def test_accuracy_on_validation_images_is_that_of_the_last_evaluation(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one", recipe(), 0.9, {8: 0.9, 2: 0.8}, split="validation")
+    rows = (one / "metrics.csv").read_text()
+    # A resumed run may write rows again; what counts is the last step, not the best one.
+    (one / "metrics.csv").write_text(rows + "joint,validation,3,31,2,,0.75,,,,\n")
+    two = write_run(tmp_path / "two", recipe(joint={"alrs": "off"}), 0.9, {8: 0.9, 2: 0.8})
+    *_, section = accuracy_sections(compare(read_runs([one, two])))
+    assert section.title == "Accuracy on validation images in %"
+    assert section.header == ("configuration", "seeds", "8 bits", "2 bits")
+    assert section.rows == [["alrs factor", "0", "90.00", "75.00"], ["alrs off", "0", "–", "–"]]
+
+
 def test_effects_are_paired_by_seed(comparison: Comparison) -> None:
     alrs, distill = effect_sections(comparison)
     assert (alrs.title, distill.title) == ("Effect of joint.alrs", "Effect of joint.distill")

@@ -89,6 +89,12 @@ class Configuration:
             return None
         return Spread({run.seed: 100 * run.results.accuracy[bits] for run in self.runs})
 
+    def validation(self, bits: int) -> Spread | None:
+        """Return the accuracy on validation images in per cent, or None if a run has no such width or images."""
+        values = {run.seed: run.validation(bits) for run in self.runs}
+        known = {seed: 100 * value for seed, value in values.items() if value is not None}
+        return Spread(known) if len(known) == len(values) else None
+
     def drop(self, bits: int) -> Spread | None:
         """Return by how many points a width is below the float network of the same run, or None without that width."""
         accuracy = self.accuracy(bits)

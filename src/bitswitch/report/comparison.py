@@ -32,7 +32,7 @@ class Section:
 
 
 def accuracy_sections(comparison: Comparison) -> list[Section]:
-    """Return the accuracies of every configuration, and how far they are below the float network."""
+    """Return the accuracies of every configuration, how far they are below the float network, and those for choices."""
     several = any(len(each.runs) > 1 for each in comparison.configurations)
     over = " Mean over the seeds (least…greatest)." if several else ""
     widths = [f"{bits} bits" for bits in comparison.widths]
@@ -44,7 +44,7 @@ def accuracy_sections(comparison: Comparison) -> list[Section]:
         ]
 
     header = ("configuration", "seeds", "epochs", "float", *widths)
-    return [
+    sections = [
         Section(
             "Accuracy in %",
             header,
@@ -60,6 +60,12 @@ def accuracy_sections(comparison: Comparison) -> list[Section]:
             f"Accuracy of the float network of the same run minus accuracy; negative values are above it.{over}",
         ),
     ]
+    validation = [[row[0], row[1], *row[4:]] for row in rows(Configuration.validation)]
+    if any(cell != NOTHING for row in validation for cell in row[2:]):
+        note = f"At the end of joint training, of the images that choices between configurations are made on.{over}"
+        header = ("configuration", "seeds", *widths)
+        sections.append(Section("Accuracy on validation images in %", header, validation, (0, 1), note))
+    return sections
 
 
 def effect_sections(comparison: Comparison) -> list[Section]:

@@ -58,6 +58,11 @@ class Run:
         """What its curves show."""
         return PlotData(self.rows, self.results.float_accuracy, self.results.accuracy)
 
+    def validation(self, bits: int) -> float | None:
+        """Return the accuracy at a width on validation images after joint training, or None without such images."""
+        found = [row for row in self.rows if (row.phase, row.split, row.bits) == ("joint", "validation", bits)]
+        return max(found, key=lambda row: row.step).accuracy if found else None
+
     def epochs(self, phase: str) -> int:
         """Return how many epochs a phase had; 0 if it was not trained."""
         return max((row.epoch for row in self.rows if row.phase == phase), default=0)
