@@ -180,8 +180,11 @@ class Window:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` returned."""
-        # Before widths took turns, one count was that of all of them.
-        counts = state["counts"] if "counts" in state else dict.fromkeys(state["sums"], state["count"])
-        self._counts = {int(bits): count for bits, count in counts.items()}
+        self._counts = {int(bits): count for bits, count in _counts(state).items()}
         self._sums = {int(bits): dict(sums) for bits, sums in state["sums"].items()}
         self._last = {int(bits): lr for bits, lr in state["last"].items()}
+
+
+def _counts(state: Mapping[str, Any]) -> Mapping[str, int]:
+    # Before widths took turns, one count was that of all of them.
+    return state["counts"] if "counts" in state else dict.fromkeys(state["sums"], int(state["count"]))
