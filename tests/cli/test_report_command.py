@@ -109,6 +109,14 @@ def test_errors_name_the_folder_and_write_nothing(
     assert snapshot(tmp_path) == before
 
 
+def test_title_is_that_of_the_page(pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["report", str(pair[0]), "--title", "With ALRS"]
+    assert main([*words, "--output", str(tmp_path / "out.md")]) == 0
+    assert (tmp_path / "out.md").read_text("utf-8").startswith("# With ALRS\n")
+    assert main(words) == 1
+    assert "name the page with --output" in capsys.readouterr().err
+
+
 def test_at_least_one_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report"]) != 0
     assert "run" in capsys.readouterr().err

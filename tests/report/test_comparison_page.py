@@ -106,6 +106,12 @@ def test_page_shows_tables_plots_and_commands(comparison: Comparison, tmp_path: 
     assert commands[7].endswith("--joint.epochs 3 --run.seed 1")
 
 
+def test_title_of_the_page(comparison: Comparison, tmp_path: Path) -> None:
+    for title, words in (("Comparison of runs", {}), ("ALRS", {"title": "ALRS"})):
+        write_comparison(comparison, tmp_path / "page.md", **words)
+        assert (tmp_path / "page.md").read_text("utf-8").startswith(f"# {title}\n\n4 runs.")
+
+
 def test_equal_runs_elsewhere_give_equal_bytes_without_paths(tmp_path: Path) -> None:
     pages = []
     for place in ("one", "two/deep"):

@@ -28,6 +28,8 @@ class ReportOptions:
     """Folders of finished runs. Those that differ in nothing but the seed are one row."""
     output: Path | None = None
     """Markdown file for the comparison; its plots go into a folder beside it."""
+    title: str | None = None
+    """Heading of that file."""
     json: Path | None = None
     """File for all values of all seeds."""
 
@@ -39,6 +41,8 @@ def run(arguments: Sequence[str]) -> None:
         raise ConfigError("give at least one run folder")
     if options.output is not None and options.output.suffix != ".md":
         raise ConfigError(f"--output is a Markdown file, its name ends in .md; got {options.output}")
+    if options.title is not None and options.output is None:
+        raise ConfigError("--title is the heading of a page; name the page with --output")
     from bitswitch.report import write_report
     from bitswitch.report.compare import compare
     from bitswitch.report.runs import read_runs
@@ -54,11 +58,11 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _write(comparison: Comparison, options: ReportOptions) -> list[tuple[str, Path]]:
-    from bitswitch.report.markdown import plots_folder, write_comparison
+    from bitswitch.report.markdown import TITLE, plots_folder, write_comparison
 
     written: list[tuple[str, Path]] = []
     if options.output is not None:
-        write_comparison(comparison, options.output)
+        write_comparison(comparison, options.output, options.title or TITLE)
         written += [("plots:", plots_folder(options.output)), ("comparison:", options.output)]
     if options.json is not None:
         from bitswitch.report.values import to_json

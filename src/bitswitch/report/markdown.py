@@ -12,6 +12,7 @@ from bitswitch.report.comparison import Section, accuracy_sections, common_text,
 from bitswitch.report.comparison_plots import plot_comparison
 from bitswitch.report.settings import command
 
+TITLE = "Comparison of runs"
 ACCURACY_PLOTS = ("accuracy.png", "accuracy_by_epoch.png")
 
 
@@ -20,31 +21,36 @@ def plots_folder(page: Path) -> Path:
     return page.with_name(f"{page.stem}_plots")
 
 
-def write_comparison(comparison: Comparison, page: Path) -> list[Path]:
+def write_comparison(comparison: Comparison, page: Path, title: str = TITLE) -> list[Path]:
     """Write the page and its plots.
+
+    Args:
+        comparison: what it is about.
+        page: Markdown file; the plots go into a folder beside it.
+        title: heading of the page.
 
     Returns:
         The files, the page last.
     """
     plots = plot_comparison(comparison, plots_folder(page))
-    write_file(page, render(comparison, plots, page.parent).encode())
+    write_file(page, render(comparison, plots, page.parent, title).encode())
     return [*plots.values(), page]
 
 
-def render(comparison: Comparison, plots: Mapping[str, Path], folder: Path) -> str:
+def render(comparison: Comparison, plots: Mapping[str, Path], folder: Path, title: str = TITLE) -> str:
     """Return the page.
 
     Args:
         comparison: what it is about.
         plots: title and file of each plot.
         folder: of the page; plots are linked from there.
+        title: heading of the page.
     """
-    return "\n".join(_lines(comparison, plots, folder)) + "\n"
+    return "\n".join([f"# {title}", *_lines(comparison, plots, folder)]) + "\n"
 
 
 def _lines(comparison: Comparison, plots: Mapping[str, Path], folder: Path) -> Iterator[str]:
     number = len(comparison.runs)
-    yield "# Comparison of runs"
     yield ""
     yield f"{number} run{'s' if number > 1 else ''}. In common: {common_text(comparison)}."
     yield ""
