@@ -1,4 +1,4 @@
-"""The trained networks that come with the project: complete, small, and what the results page says."""
+"""The runs that come with the project: trained networks that are complete and small, and pages that say what they say."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from bitswitch.report.settings import PATHS, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(path.parent for path in (ROOT / "zoo").glob("*/config.json"))
-RESULTS = ROOT / "docs" / "results.md"
+EXPERIMENTS = sorted(path.parent for path in (ROOT / "experiments").glob("*/config.json"))
+PAGES = sorted((ROOT / "docs").glob("results*.md"))
 
 
-def test_there_are_networks() -> None:
+def test_there_are_networks_and_pages() -> None:
     assert FOLDERS
+    assert PAGES
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
@@ -43,7 +45,7 @@ def test_a_network_runs_at_every_width(folder: Path) -> None:
             assert logits.std() > 1
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", FOLDERS + EXPERIMENTS, ids=lambda path: path.name)
 def test_a_folder_holds_nothing_of_a_machine(folder: Path) -> None:
     settings = flatten(read_run(folder).recipe)
     assert not [name for name in PATHS if str(settings[name] or "").startswith("/")]
@@ -51,10 +53,17 @@ def test_a_folder_holds_nothing_of_a_machine(folder: Path) -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2 << 20
 
 
-def test_the_results_page_is_that_of_the_runs(tmp_path: Path) -> None:
-    page = RESULTS.read_text("utf-8")
-    shown = [folder for folder in FOLDERS if f"# {folder.name}\n" in page]
-    write_comparison(compare(read_runs(shown)), tmp_path / RESULTS.name)
-    assert page == (tmp_path / RESULTS.name).read_text("utf-8")
-    drawn, kept = ({path.name for path in plots_folder(page).iterdir()} for page in (tmp_path / RESULTS.name, RESULTS))
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_is_that_of_its_runs(path: Path, tmp_path: Path) -> None:
+    page = path.read_text("utf-8")
+    shown = [folder for folder in FOLDERS + EXPERIMENTS if f"# {folder.name}\n" in page]
+    title = page.partition("\n")[0].removeprefix("# ")
+    write_comparison(compare(read_runs(shown)), tmp_path / path.name, title)
+    assert page == (tmp_path / path.name).read_text("utf-8")
+    drawn, kept = ({file.name for file in plots_folder(page).iterdir()} for page in (tmp_path / path.name, path))
     assert drawn == kept
+
+
+def test_every_run_is_on_a_page() -> None:
+    pages = [path.read_text("utf-8") for path in PAGES]
+    assert not [folder.name for folder in EXPERIMENTS if not any(f"# {folder.name}\n" in page for page in pages)]
