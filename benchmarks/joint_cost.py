@@ -5,8 +5,7 @@
 All of them take their batches from loaders of their own, with augmentation, and train what the recipe says, each on the
 same images. Separate trainings of equal epochs cost the sum of their steps; a joint step trains every width on one
 batch, or, with turns, the lowest width and one other. The steps are interleaved; medians are printed. What surrounds
-the steps (start, evaluation, checkpoints) is not timed: with it the gap widens, since a job starts once and not once
-a width.
+the steps (start, evaluation, checkpoints) is not timed.
 """
 
 from __future__ import annotations

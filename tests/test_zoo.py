@@ -1,4 +1,4 @@
-"""The runs that come with the project: trained networks that are complete and small, and pages that say what they say."""
+"""The runs that come with the project: networks that are complete and small, and pages that say what the runs say."""
 
 from __future__ import annotations
 
