@@ -6,7 +6,7 @@ import pytest
 import torch
 from _training_networks import make_batches, make_model, snapshot
 
-from bitswitch.errors import ConfigError
+from bitswitch.errors import CheckpointError, ConfigError
 from bitswitch.training import JointTrainer
 from bitswitch.training.turns import widths_at
 
@@ -60,6 +60,12 @@ def test_a_state_from_before_there_were_turns_is_of_all_widths() -> None:
     resumed = JointTrainer(make_model(), "cross_entropy", total_steps=5)
     resumed.load_state(trainer.state_tensors(), {**meta, "settings": settings})
     assert resumed.num_steps == 1
+
+
+def test_settings_that_are_no_mapping_are_refused() -> None:
+    trainer = JointTrainer(make_model(), "cross_entropy", total_steps=5)
+    with pytest.raises(CheckpointError, match="the state is of a trainer with 3"):
+        trainer.load_state(trainer.state_tensors(), {**trainer.state_meta(), "settings": 3})
 
 
 def test_other_turns_are_refused() -> None:

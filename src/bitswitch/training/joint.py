@@ -301,8 +301,9 @@ class JointTrainer:
             raise CheckpointError(f"this is not a state of a trainer; it has the fields {sorted(meta)}")
         if type(meta["step"]) is not int or meta["step"] < 0 or not isinstance(meta["values"], Mapping):
             raise CheckpointError(f"the state of a trainer has a malformed step or values: step={meta['step']!r}")
+        settings = meta["settings"]
         # States from before widths took turns do not name them.
-        if {"turns": "all", **meta["settings"]} != self._settings:
+        if not isinstance(settings, Mapping) or {"turns": "all", **settings} != self._settings:
             raise CheckpointError(f"the state is of a trainer with {meta['settings']}; this one has {self._settings}")
         self._pair.load_state(tensors, meta["values"])
         if isinstance(self.sampler, StatefulSampler) and "sampler" in meta:
