@@ -57,6 +57,7 @@ def test_a_folder_holds_nothing_of_a_machine(folder: Path) -> None:
 def test_a_page_is_that_of_its_runs(path: Path, tmp_path: Path) -> None:
     page = path.read_text("utf-8")
     shown = [folder for folder in FOLDERS + EXPERIMENTS if f"# {folder.name}\n" in page]
+    shown.sort(key=lambda folder: page.index(f"# {folder.name}\n"))
     title = page.partition("\n")[0].removeprefix("# ")
     write_comparison(compare(read_runs(shown)), tmp_path / path.name, title)
     assert page == (tmp_path / path.name).read_text("utf-8")
