@@ -43,28 +43,30 @@ def accuracy_sections(comparison: Comparison) -> list[Section]:
             for each in comparison.configurations
         ]
 
-    header = ("configuration", "seeds", "epochs", "float", *widths)
+    def short(value: Callable[[Configuration, int], Spread | None]) -> list[list[str]]:
+        return [[row[0], row[1], *row[4:]] for row in rows(value)]
+
+    short_header = ("configuration", "seeds", *widths)
     sections = [
         Section(
             "Accuracy in %",
-            header,
+            ("configuration", "seeds", "epochs", "float", *widths),
             rows(Configuration.accuracy),
             (0, 1),
             f"Of the stored network on the held-out images. Epochs: float + joint.{over}",
         ),
         Section(
             "Points below the float network",
-            ("configuration", "seeds", *widths),
-            [[row[0], row[1], *row[4:]] for row in rows(Configuration.drop)],
+            short_header,
+            short(Configuration.drop),
             (0, 1),
             f"Accuracy of the float network of the same run minus accuracy; negative values are above it.{over}",
         ),
     ]
-    validation = [[row[0], row[1], *row[4:]] for row in rows(Configuration.validation)]
+    validation = short(Configuration.validation)
     if any(cell != NOTHING for row in validation for cell in row[2:]):
         note = f"At the end of joint training, of the images that choices between configurations are made on.{over}"
-        header = ("configuration", "seeds", *widths)
-        sections.append(Section("Accuracy on validation images in %", header, validation, (0, 1), note))
+        sections.append(Section("Accuracy on validation images in %", short_header, validation, (0, 1), note))
     return sections
 
 
