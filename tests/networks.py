@@ -37,11 +37,11 @@ def images(count: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def residual(seed: int = 0) -> Residual:
+def residual(seed: int = 0, channels: int = 4) -> Residual:
     """Return a seeded network whose BatchNorms have seen data."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = Residual()
+        network = Residual(channels)
     network.train()
     with torch.no_grad():
         for index in range(5):

@@ -31,8 +31,8 @@ def freeze(layer: Any, num_planes: int = 8) -> None:
     layer.set_codes(codes, layer.weight_quantizer.scale.value().detach(), num_planes)
 
 
-def prepared() -> Any:
-    model = bs.prepare(residual(), (8, 4, 2), example_inputs=images())
+def prepared(channels: int = 4) -> Any:
+    model = bs.prepare(residual(channels=channels), (8, 4, 2), example_inputs=images())
     bs.calibrate(model, [images()])
     return model
 
@@ -187,7 +187,8 @@ def test_autocast_changes_no_code() -> None:
 
 
 def test_channels_last() -> None:
-    model = prepared()
+    # With fewer channels, oneDNN writes past a buffer in the backward pass of a strided 1x1 convolution.
+    model = prepared(channels=16)
     expected = model(images())
     model = model.to(memory_format=torch.channels_last)
     x = images().to(memory_format=torch.channels_last)
@@ -196,7 +197,7 @@ def test_channels_last() -> None:
     codes = model.conv1.weight_codes()
     assert codes.is_contiguous()
     model(x).square().sum().backward()
-    plain = prepared()
+    plain = prepared(channels=16)
     plain(images()).square().sum().backward()
     torch.testing.assert_close(model.conv1.weight.grad, plain.conv1.weight.grad, rtol=1e-3, atol=1e-4)
     found, expected = (m.conv1.weight_quantizer.scale.raw_grad() for m in (model, plain))
