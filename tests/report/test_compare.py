@@ -9,7 +9,7 @@ import pytest
 
 from bitswitch.errors import CheckpointError, ConfigError
 from bitswitch.report.compare import Comparison, Spread, compare
-from bitswitch.report.comparison import accuracy_sections, common_text, effect_sections
+from bitswitch.report.comparison import accuracy_sections, common_text, configuration_sections, effect_sections
 from bitswitch.report.runs import read_run, read_runs
 from tests.report.run_folders import recipe, write_run
 
@@ -143,6 +143,57 @@ def test_a_single_configuration_is_called_as_its_recipe(folders: list[Path]) -> 
     found = compare(read_runs(folders[:3]))
     assert [each.label for each in found.configurations] == ["cifar10-resnet20"]
     assert found.effects == []
+
+
+def long_runs(root: Path, *names: str) -> Comparison:
+    """Runs without ALRS for the seeds 0 and 1 and one of another teacher and learning rate: three fields differ."""
+    other = {"distill": "float", "temperature": 2.0, "lr": 0.00123456789, "label_smoothing": 0.01}
+    sections = [(0, {"alrs": "off"}), (1, {"alrs": "off"}), (0, other)]
+    runs = [
+        written(root, name, 0.9, {8: 0.9, 2: 0.8}, seed, joint=joint)
+        for name, (seed, joint) in zip(names, sections, strict=True)
+    ]
+    return compare(read_runs(runs))
+
+
+@pytest.mark.parametrize(
+    ("names", "titles"),
+    [
+        (("off-s0", "off-s1", "taught"), ["off", "taught"]),
+        (("off", "off-seed1", "off-taught"), ["off", "off-taught"]),
+        (("cifar10-resnet20-off-0", "cifar10-resnet20-off-1", "cifar10-resnet20-kd"), ["off", "kd"]),
+        (("s0", "s1", "taught"), ["A", "B"]),
+        (("a-0", "a-1", "a"), ["A", "B"]),
+    ],
+)
+def test_folders_give_the_titles_where_labels_are_long(
+    names: tuple[str, ...], titles: list[str], tmp_path: Path
+) -> None:
+    comparison = long_runs(tmp_path, *names)
+    assert [each.title for each in comparison.configurations] == titles
+    (section,) = configuration_sections(comparison)
+    assert section.header == ("configuration", "joint.lr", "alrs", "distill", "joint.label_smoothing")
+    assert section.rows == [
+        [titles[0], "0.0005", "off", "none", "0.0"],
+        [titles[1], "0.00123456789", "factor", "float", "0.01"],
+    ]
+    assert [row[0] for row in accuracy_sections(comparison)[0].rows] == titles
+
+
+def test_effects_name_folders_where_labels_are_long(tmp_path: Path) -> None:
+    on, off = (
+        {"lr": 0.00123456789, "label_smoothing": 0.01},
+        {"lr": 0.00123456789, "label_smoothing": 0.01, "alrs": "off"},
+    )
+    folders = [written(tmp_path, name, 0.9, {8: 0.9}, joint=joint) for name, joint in (("on", on), ("off", off))]
+    folders.append(written(tmp_path, "usual", 0.9, {8: 0.9}, joint={"distill": "float"}))
+    (section,) = effect_sections(compare(read_runs(folders)))
+    assert section.rows == [["factor against off", "on against off", "0", "+0.00"]]
+
+
+def test_short_labels_need_no_table(comparison: Comparison) -> None:
+    assert configuration_sections(comparison) == []
+    assert all(each.title == each.label for each in comparison.configurations)
 
 
 def test_texts_have_no_negative_zero() -> None:

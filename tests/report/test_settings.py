@@ -126,6 +126,12 @@ def test_fields_that_do_nothing_are_left_out() -> None:
     assert differing(deciding(recipe(joint={"distill": "float"}), 1), deciding(taught, 1)) == ["joint.temperature"]
 
 
+@pytest.mark.parametrize(("bits", "alike"), [((8, 6, 2), False), ((8, 2), True), ((2,), True)])
+def test_two_widths_have_no_turns(bits: tuple[int, ...], alike: bool) -> None:
+    every, rotating = (recipe(prepare={"bits": bits}, joint={"turns": turns}) for turns in ("all", "rotate"))
+    assert (deciding(every, 1) == deciding(rotating, 1)) is alike
+
+
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [

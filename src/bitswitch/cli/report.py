@@ -76,11 +76,17 @@ def _write(comparison: Comparison, options: ReportOptions) -> list[tuple[str, Pa
 
 def _print(comparison: Comparison) -> None:
     from bitswitch.cli.tables import print_table
-    from bitswitch.report.comparison import accuracy_sections, common_text, cost_sections, effect_sections
+    from bitswitch.report.comparison import (
+        accuracy_sections,
+        common_text,
+        configuration_sections,
+        cost_sections,
+        effect_sections,
+    )
 
     print(f"in common: {common_text(comparison)}")
-    sections = [*accuracy_sections(comparison), *effect_sections(comparison), *cost_sections(comparison)]
-    for section in sections:
+    kinds = (configuration_sections, accuracy_sections, effect_sections, cost_sections)
+    for section in (section for kind in kinds for section in kind(comparison)):
         print(f"\n{section.title}")
         if section.rows:
             print_table(section.header, section.rows, section.left)

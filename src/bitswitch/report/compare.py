@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from bitswitch.recipes.catalogue import RECIPES
 from bitswitch.report.runs import Run
 from bitswitch.report.settings import ALRS, BITS, Settings, deciding, describe, describe_value, differing, flatten
 
+# Letters of a label that tables and plots have room for.
+_SHORT = 48
 # Where one of two values is one of these, the difference is that of the other against it.
 _PLAIN = ("off", "none", False, None, 0)
 
@@ -59,11 +62,13 @@ class Configuration:
     """Runs that differ in nothing but the seed.
 
     Attributes:
+        title: what tables and plots call it: its label, or what its folders are called where labels are too long.
         label: how it differs from the other configurations of the comparison.
         settings: that decide the results.
         runs: by ascending seed, each seed once.
     """
 
+    title: str
     label: str
     settings: Settings
     runs: Sequence[Run]
@@ -112,7 +117,7 @@ class Effect:
         field: the field.
         base: the one that is compared with.
         other: the one that is compared.
-        where: the other fields that differ within the comparison, as text; "" if none does.
+        where: the other fields that differ within the comparison, as text, "" if none does; or the titles of the two.
     """
 
     field: str
@@ -188,6 +193,18 @@ class Comparison:
         return [effect for effect in self.effects if effect.field == ALRS and effect.base.settings[ALRS] == "off"]
 
     @property
+    def named_by_folders(self) -> bool:
+        """Whether titles do not say how the configurations differ, since that takes too many words."""
+        return any(each.title != each.label for each in self.configurations)
+
+    @property
+    def varying(self) -> list[str]:
+        """The fields in which configurations differ, of those that do something in both."""
+        names = dict.fromkeys(name for each in self.configurations for name in each.settings)
+        values = {n: [each.settings[n] for each in self.configurations if n in each.settings] for n in names}
+        return [name for name, (first, *others) in values.items() if any(value != first for value in others)]
+
+    @property
     def common(self) -> list[str]:
         """Where all configurations differ alike from the catalogue's recipes, as text."""
         texts = [_unusual(configuration) for configuration in self.configurations]
@@ -217,12 +234,40 @@ def compare(runs: Sequence[Run]) -> Comparison:
         own[run.seed] = run
     all_settings = [settings for settings, _ in groups]
     labels = [label(settings, all_settings) for settings in all_settings]
-    return Comparison(
-        [
-            Configuration(name, settings, [members[seed] for seed in sorted(members)])
-            for name, (settings, members) in zip(labels, groups, strict=True)
-        ]
-    )
+    members = [[own[seed] for seed in sorted(own)] for _, own in groups]
+    titles = labels if max(map(len, labels)) <= _SHORT else titles_of(members)
+    return Comparison([Configuration(*parts) for parts in zip(titles, labels, all_settings, members, strict=True)])
+
+
+def titles_of(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return a short name of each configuration from the names of its folders.
+
+    Args:
+        groups: the runs of each configuration.
+
+    Returns:
+        What the folders of a configuration have in common, without a number of the seed, and without the recipe's name
+        if all begin with it: "82-off" for `digits-82-off-s0` and `digits-82-off-s1`. Letters, if such names are not
+        different.
+    """
+    runs = [run for group in groups for run in group]
+    prefixed = all(run.name.startswith(f"{run.recipe.name}-") for run in runs)
+    names = []
+    for group in groups:
+        begin = len(group[0].recipe.name) + 1 if prefixed else 0
+        columns = zip(*(run.name[begin:] for run in group), strict=False)
+        common = "".join(column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+        names.append(re.sub(r"[-_]?(s|seed[-_=]?)?$", "", common) if len(group) > 1 else common)
+    return names if all(names) and len(set(names)) == len(names) else [letter(i) for i in range(len(groups))]
+
+
+def letter(index: int) -> str:
+    """Return A, B, …, and numbers from 27.
+
+    >>> letter(1), letter(26)
+    ('B', '27')
+    """
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
 
 
 def label(settings: Settings, all_settings: Sequence[Settings], without: str | None = None) -> str:
@@ -255,7 +300,10 @@ def _effect(one: Configuration, other: Configuration, configurations: Sequence[C
         return None
     field = fields[0]
     base, other = sorted((one, other), key=lambda side: _rank(field, side.settings[field]))
-    where = label(other.settings, [configuration.settings for configuration in configurations], without=field)
+    if other.title == other.label:
+        where = label(other.settings, [configuration.settings for configuration in configurations], without=field)
+    else:
+        where = f"{other.title} against {base.title}"
     return Effect(field, base, other, where)
 
 

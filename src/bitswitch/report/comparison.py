@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bitswitch.report.compare import Comparison, Configuration, Spread
+from bitswitch.report.compare import Comparison, Configuration, Spread, letter
 from bitswitch.report.cost import PhaseCost, cost_of, separate_trainings
-from bitswitch.report.settings import short_name
+from bitswitch.report.settings import describe_value, short_name
 
 NOTHING = "–"
 
@@ -29,6 +29,20 @@ class Section:
     rows: Sequence[Sequence[str]]
     left: Sequence[int] = (0,)
     note: str = ""
+
+
+def configuration_sections(comparison: Comparison) -> list[Section]:
+    """Return a table of how the configurations differ, if their titles do not say it."""
+    if not comparison.named_by_folders:
+        return []
+    fields = comparison.varying
+    rows = [
+        [each.title, *(describe_value(n, each.settings[n]) if n in each.settings else NOTHING for n in fields)]
+        for each in comparison.configurations
+    ]
+    header = ("configuration", *map(short_name, fields))
+    note = "A dash: the field does nothing there." if any(NOTHING in row for row in rows) else ""
+    return [Section("Configurations", header, rows, range(len(header)), note)]
 
 
 def accuracy_sections(comparison: Comparison) -> list[Section]:
@@ -107,7 +121,7 @@ def cost_sections(comparison: Comparison) -> list[Section]:
             phases = (cost.float_phase, cost.joint_phase)
             rows.append(
                 [
-                    configuration.label,
+                    configuration.title,
                     str(run.seed),
                     *(_number(phase, lambda p: p.images_per_second, ".0f") for phase in phases),
                     NOTHING if cost.ratio is None else f"{cost.ratio:.2f}",
@@ -115,7 +129,7 @@ def cost_sections(comparison: Comparison) -> list[Section]:
                     NOTHING if cost.seconds is None else duration(cost.seconds),
                     str(cost.sessions),
                     str(run.processes),
-                    " ".join(_mark(machines.index(text)) for text in cost.machines) or NOTHING,
+                    " ".join(letter(machines.index(text)).lower() for text in cost.machines) or NOTHING,
                 ]
             )
     note = (
@@ -123,7 +137,7 @@ def cost_sections(comparison: Comparison) -> list[Section]:
         "training, as a multiple of the float phase. Rates and seconds an epoch are of the training steps alone, an "
         "epoch at all widths; wall time is all of it, with float phase, evaluations and report."
     )
-    note += "".join(f" ({_mark(index)}) {text}." for index, text in enumerate(machines))
+    note += "".join(f" ({letter(index).lower()}) {text}." for index, text in enumerate(machines))
     header = (
         "configuration",
         "seed",
@@ -143,10 +157,10 @@ def cost_sections(comparison: Comparison) -> list[Section]:
 def _separate_section(comparison: Comparison) -> Section:
     trainings = separate_trainings(comparison)
     complete = [each for each in trainings if not each.missing]
-    labels = {id(run): each.label for each in comparison.configurations for run in each.runs}
+    titles = {id(run): each.title for each in comparison.configurations for run in each.runs}
     header = ("joint training", "seed", "wall time", "separate", "ratio", "steps alone", "separate", "ratio")
     rows = [
-        [labels[id(each.joint)], str(each.joint.seed), *_times(each.wall()), *_times(each.steps())] for each in complete
+        [titles[id(each.joint)], str(each.joint.seed), *_times(each.wall()), *_times(each.steps())] for each in complete
     ]
     title = "One joint training against separate ones"
     if complete:
@@ -157,7 +171,7 @@ def _separate_section(comparison: Comparison) -> Section:
         return Section(title, header, rows, (0,), note)
     partly = [each for each in trainings if each.singles]
     if partly:
-        name, seed = labels[id(partly[0].joint)], partly[0].joint.seed
+        name, seed = titles[id(partly[0].joint)], partly[0].joint.seed
         lacking = ", ".join(map(str, partly[0].missing))
         note = (
             f"Not every width was trained alone: beside {name}, seed {seed}, there is no run of {lacking} bits alone."
@@ -188,7 +202,7 @@ def duration(seconds: float) -> str:
 def _head(configuration: Configuration) -> list[str]:
     first = configuration.runs[0]
     return [
-        configuration.label,
+        configuration.title,
         ", ".join(map(str, configuration.seeds)),
         f"{first.epochs('float')} + {first.epochs('joint')}",
         configuration.float_accuracy.text(),
@@ -207,7 +221,3 @@ def _times(times: tuple[float, float] | None) -> list[str]:
     if times is None:
         return [NOTHING] * 3
     return [duration(times[0]), duration(times[1]), f"{times[0] / times[1]:.2f}"]
-
-
-def _mark(index: int) -> str:
-    return chr(ord("a") + index) if index < 26 else str(index + 1)

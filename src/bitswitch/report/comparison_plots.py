@@ -23,7 +23,7 @@ _PALETTE = ("#1d4e89", "#c5283d", "#1b998b", "#e8a33d", "#7b3fa0", "#7a5c3e", "#
 _STYLES = ("-", "--", ":", "-.")
 _DASHED = (0, (5, 3))
 _COLUMNS = 4
-# Letters a line of a label beside a plot.
+# Letters a line of a title beside a plot.
 _LABEL = 42
 # Letters of the legend's font that an inch has room for.
 _LETTERS = 13.0
@@ -61,7 +61,7 @@ def plot_comparison(comparison: Comparison, folder: Path) -> dict[str, Path]:
             "code_histograms.png",
             lambda path: plot_histograms(
                 [
-                    (each.label, read_histogram(each.runs[0].folder / CHECKPOINT_FOLDER))
+                    (each.title, read_histogram(each.runs[0].folder / CHECKPOINT_FOLDER))
                     for each in comparison.configurations
                 ],
                 path,
@@ -109,7 +109,7 @@ def _final(figure: Figure, comparison: Comparison) -> bool:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.margins(x=0.1)
         axes.grid(axis="y", visible=False)
-    labels = [textwrap.fill(each.label, _LABEL) for each in configurations]
+    labels = [textwrap.fill(each.title, _LABEL) for each in configurations]
     panels[0].set_yticks(range(len(labels)), labels, fontsize=9)
     panels[0].set_ylim(len(labels) - 0.45, -0.55)
     handles = [
@@ -125,8 +125,8 @@ def _final(figure: Figure, comparison: Comparison) -> bool:
 
 
 def _final_size(comparison: Comparison) -> tuple[float, float]:
-    lines = [len(textwrap.wrap(each.label, _LABEL)) for each in comparison.configurations]
-    widest = max(min(len(each.label), _LABEL) for each in comparison.configurations)
+    lines = [len(textwrap.wrap(each.title, _LABEL)) for each in comparison.configurations]
+    widest = max(min(len(each.title), _LABEL) for each in comparison.configurations)
     return 2.1 * len(comparison.widths) + widest / _LETTERS + 0.3, 1.35 + sum(max(0.42, 0.17 * n + 0.12) for n in lines)
 
 
@@ -151,7 +151,7 @@ def _curves(figure: Figure, comparison: Comparison) -> bool:
     splits = [dict.fromkeys(run.curves.split for run in each.runs) for each in comparison.configurations]
     mixed = len({split for own in splits for split in own}) > 1
     labels = [
-        f"{each.label} ({' and '.join(own)} images)" if mixed else each.label
+        f"{each.title} ({' and '.join(own)} images)" if mixed else each.title
         for each, own in zip(comparison.configurations, splits, strict=True)
     ]
     panels[0][0].set_ylabel("accuracy, %" if mixed else f"{_images(comparison)} accuracy, %")
@@ -222,5 +222,5 @@ def _gradients(figure: Figure, effect: Effect) -> bool:
 
 def _per_line(comparison: Comparison, width: float) -> int:
     """Return how many labels a line of the legend has room for."""
-    longest = max(len(each.label) for each in comparison.configurations) + 6
+    longest = max(len(each.title) for each in comparison.configurations) + 6
     return max(1, min(len(comparison.configurations), int(_LETTERS * width / longest)))

@@ -8,7 +8,14 @@ from urllib.parse import quote
 
 from bitswitch._files import write_file
 from bitswitch.report.compare import Comparison
-from bitswitch.report.comparison import Section, accuracy_sections, common_text, cost_sections, effect_sections
+from bitswitch.report.comparison import (
+    Section,
+    accuracy_sections,
+    common_text,
+    configuration_sections,
+    cost_sections,
+    effect_sections,
+)
 from bitswitch.report.comparison_plots import plot_comparison
 from bitswitch.report.settings import command
 
@@ -55,7 +62,7 @@ def _lines(comparison: Comparison, plots: Mapping[str, Path], folder: Path) -> I
     yield f"{number} run{'s' if number > 1 else ''}. In common: {common_text(comparison)}."
     yield ""
     yield "Written by `bitswitch report` from the run folders; changes by hand are lost when it is written again."
-    for section in accuracy_sections(comparison):
+    for section in [*configuration_sections(comparison), *accuracy_sections(comparison)]:
         yield from _section(section)
     yield from _plots({title: path for title, path in plots.items() if path.name in ACCURACY_PLOTS}, folder)
     for section in effect_sections(comparison):

@@ -64,6 +64,8 @@ def deciding(recipe: Recipe, processes: int) -> dict[str, Any]:
     """
     fields = {name: value for name, value in flatten(recipe).items() if name not in NEUTRAL and name != SEED}
     idle = {name for field, value, names in _IDLE if fields[field] == value for name in names}
+    if len(recipe.prepare.bits) <= 2:
+        idle.add("joint.turns")
     fields = {name: value for name, value in fields.items() if name not in idle}
     own = re.compile(rf"(?<![A-Za-z0-9])(s|seed[-_=]?){recipe.run.seed}(?![0-9])")
     for name in PATHS & fields.keys():

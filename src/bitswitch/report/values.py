@@ -20,6 +20,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "version": 1,
         "configurations": [
             {
+                "title": configuration.title,
                 "label": configuration.label,
                 "settings": {name: _plain(value) for name, value in configuration.settings.items()},
                 "runs": [_run(run) for run in configuration.runs],
