@@ -104,7 +104,8 @@ def effect_sections(comparison: Comparison) -> list[Section]:
         ]
         several = any(len(effect.seeds) > 1 for effect in effects)
         over = "; mean over the seeds (least…greatest)" if several else ""
-        header = [short_name(field), "with", "seeds", *(["float"] if moved else []), *(f"{b} bits" for b in widths)]
+        where = "configurations" if comparison.named_by_folders else "with"
+        header = [short_name(field), where, "seeds", *(["float"] if moved else []), *(f"{b} bits" for b in widths)]
         note = f"Difference of the accuracies in points, run by run with the same seed{over}."
         sections.append(Section(f"Effect of {field}", header, rows, (0, 1, 2), note))
     return sections
