@@ -180,9 +180,7 @@ class Comparison:
     @cached_property
     def effects(self) -> list[Effect]:
         """Every pair of configurations that differ in exactly one field and have a width in common, field by field."""
-        found = [
-            _effect(one, other, self.configurations) for one, other in itertools.combinations(self.configurations, 2)
-        ]
+        found = [_effect(one, other, self) for one, other in itertools.combinations(self.configurations, 2)]
         kept = [effect for effect in found if effect is not None and effect.widths]
         order = list(flatten(self.runs[0].recipe))
         return sorted(kept, key=lambda effect: order.index(effect.field) if effect.field in order else len(order))
@@ -201,8 +199,9 @@ class Comparison:
     def varying(self) -> list[str]:
         """The fields in which configurations differ, of those that do something in both."""
         names = dict.fromkeys(name for each in self.configurations for name in each.settings)
-        values = {n: [each.settings[n] for each in self.configurations if n in each.settings] for n in names}
-        return [name for name, (first, *others) in values.items() if any(value != first for value in others)]
+        pairs = itertools.combinations(self.configurations, 2)
+        found = {name for one, other in pairs for name in differing(one.settings, other.settings)}
+        return [name for name in names if name in found]
 
     @property
     def common(self) -> list[str]:
@@ -294,16 +293,16 @@ def label(settings: Settings, all_settings: Sequence[Settings], without: str | N
     return ", ".join(parts)
 
 
-def _effect(one: Configuration, other: Configuration, configurations: Sequence[Configuration]) -> Effect | None:
+def _effect(one: Configuration, other: Configuration, comparison: Comparison) -> Effect | None:
     fields = differing(one.settings, other.settings)
     if len(fields) != 1 or fields[0] == "recipe":
         return None
     field = fields[0]
     base, other = sorted((one, other), key=lambda side: _rank(field, side.settings[field]))
-    if other.title == other.label:
-        where = label(other.settings, [configuration.settings for configuration in configurations], without=field)
-    else:
+    if comparison.named_by_folders:
         where = f"{other.title} against {base.title}"
+    else:
+        where = label(other.settings, [each.settings for each in comparison.configurations], without=field)
     return Effect(field, base, other, where)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -31,17 +31,22 @@ NEUTRAL = frozenset(
     }
 )
 PATHS = frozenset({"data.folder", "start.weights", "start.checkpoint", "joint.sensitivity"})
-# Fields that do nothing as long as another one has the value given.
-_IDLE: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+# Fields that do nothing as long as what is said of another one is true.
+_IDLE: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "start.epochs",
-        0,
+        lambda epochs: epochs == 0,
         ("start.optimizer", "start.lr", "start.weight_decay", "start.batch_size", "start.label_smoothing"),
     ),
-    ("joint.distill", "none", ("joint.distill_weight", "joint.temperature", "joint.task_weight")),
-    ("joint.sampler", "off", ("joint.sigma", "joint.threshold", "joint.sensitivity")),
-    ("joint.alrs", "off", ("joint.alrs_scope",)),
-    ("start.pretrained", False, ("start.pretrained_tag",)),
+    (
+        "joint.distill",
+        lambda teacher: teacher == "none",
+        ("joint.distill_weight", "joint.temperature", "joint.task_weight"),
+    ),
+    ("joint.sampler", lambda sampler: sampler == "off", ("joint.sigma", "joint.threshold", "joint.sensitivity")),
+    ("joint.alrs", lambda form: form == "off", ("joint.alrs_scope",)),
+    ("start.pretrained", lambda pretrained: not pretrained, ("start.pretrained_tag",)),
+    (BITS, lambda bits: len(bits) <= 2, ("joint.turns",)),
 )
 
 
@@ -63,9 +68,7 @@ def deciding(recipe: Recipe, processes: int) -> dict[str, Any]:
     configuration. Fields that do nothing beside the others, such as a temperature without distillation, are left out.
     """
     fields = {name: value for name, value in flatten(recipe).items() if name not in NEUTRAL and name != SEED}
-    idle = {name for field, value, names in _IDLE if fields[field] == value for name in names}
-    if len(recipe.prepare.bits) <= 2:
-        idle.add("joint.turns")
+    idle = {name for field, idles, names in _IDLE if idles(fields[field]) for name in names}
     fields = {name: value for name, value in fields.items() if name not in idle}
     own = re.compile(rf"(?<![A-Za-z0-9])(s|seed[-_=]?){recipe.run.seed}(?![0-9])")
     for name in PATHS & fields.keys():

@@ -304,7 +304,7 @@ class JointTrainer:
         settings = meta["settings"]
         # States from before widths took turns do not name them.
         if not isinstance(settings, Mapping) or {"turns": "all", **settings} != self._settings:
-            raise CheckpointError(f"the state is of a trainer with {meta['settings']}; this one has {self._settings}")
+            raise CheckpointError(f"the state is of a trainer with {settings}; this one has {self._settings}")
         self._pair.load_state(tensors, meta["values"])
         if isinstance(self.sampler, StatefulSampler) and "sampler" in meta:
             self.sampler.load_state_dict(meta["sampler"])
