@@ -74,6 +74,39 @@ def test_a_zero_point_is_an_integer_of_its_range() -> None:
         assert zero_point.value().item() == expected
 
 
+@pytest.mark.parametrize(("start", "wanted"), [(0, 3), (3, 0), (0, 0), (3, 3)])
+def test_a_zero_point_leaves_an_end_of_its_range(start: int, wanted: int) -> None:
+    zero_point = ZeroPoint(3)
+    zero_point.set_(start)
+    optimizer = torch.optim.Adam(zero_point.parameters(), lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (zero_point.value() - wanted).square().backward()
+        optimizer.step()
+    assert zero_point.value().item() == wanted
+
+
+def test_no_gradient_pushes_a_zero_point_out_of_its_range() -> None:
+    zero_point = ZeroPoint(3)
+    for start, push in ((0, 1.0), (3, -1.0)):
+        zero_point.set_(start)
+        zero_point.shift.grad = None
+        (push * zero_point.value()).backward()
+        assert zero_point.shift.grad == 0
+
+
+def test_a_raw_scale_that_fell_to_its_floor_rises_again() -> None:
+    scale = PositiveScale((2,), "raw")
+    scale.set_(torch.tensor([1e-3, 1.0]))
+    optimizer = torch.optim.SGD(scale.parameters(), lr=1.0)
+    for push in (0.01, -0.02):
+        optimizer.zero_grad()
+        (push * scale.value()).sum().backward()
+        optimizer.step()
+        assert (scale.value()[0].item() == pytest.approx(1e-8)) == (push > 0)
+    assert scale.value().tolist() == pytest.approx([0.011, 1.01])
+
+
 @pytest.mark.parametrize("group_size", [None, 0, -3, 5])
 def test_a_group_size_must_divide(group_size: int | None) -> None:
     with pytest.raises(PrepareError, match="divides 27"):

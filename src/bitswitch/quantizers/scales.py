@@ -40,6 +40,28 @@ torch.library.register_fake("bitswitch::scale_of", lambda log, origin: torch.emp
 torch.library.register_autograd("bitswitch::scale_of", _scale_gradient, setup_context=_keep_scale, lib=_library)
 
 
+class _Clamp(torch.autograd.Function):
+    """Clamp a learned value to [low, high]; only gradients that would push it further out are stopped.
+
+    A plain clamp has no gradient at a bound or beyond it, so that what starts there, or is moved there by a step, would
+    never be learned again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        low, high = ctx.bounds
+        (grad,) = grads
+        outward = ((x <= low) & (grad > 0)) | ((x >= high) & (grad < 0))
+        return grad.masked_fill(outward, 0.0), None, None
+
+
 class _KeepsFloat32(nn.Module):
     """A module whose tensors stay float32 when the network is cast: integer codes depend on every bit of a scale."""
 
@@ -56,7 +78,7 @@ class PositiveScale(_KeepsFloat32):
 
     With the parametrization "log" the scale is s = origin · exp(log): an optimizer step of λ changes it by the factor
     exp(±λ), whatever its size, and it never crosses zero. With "raw", s = raw is learned directly, which is the paper's
-    form and kept for comparison; a step that would make it negative is undone by the floor of `value`. In both, `set_`
+    form and kept for comparison; `value` is never below 1e-8, from where later steps can raise it again. In both, `set_`
     reproduces a scale bit for bit.
 
     Args:
@@ -92,7 +114,7 @@ class PositiveScale(_KeepsFloat32):
         if self.parametrization == "log":
             opaque = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
             return (torch.ops.bitswitch.scale_of if opaque else scale_of)(self.log, self.origin)
-        return self.raw.clamp(min=_SMALLEST_RAW_SCALE)
+        return _Clamp.apply(self.raw, _SMALLEST_RAW_SCALE, math.inf)  # pyright: ignore[reportReturnType]
 
     def learned(self) -> tuple[Tensor, Tensor | None]:
         """Return what fused quantizers form the scale from: (log, origin), or (the scale itself, None)."""
@@ -130,7 +152,7 @@ class _RoundStraightThrough(torch.autograd.Function):
 
 
 class ZeroPoint(_KeepsFloat32):
-    """A learned integer zero point in 0 … top, with a straight-through gradient.
+    """A learned integer zero point in 0 … top, with a straight-through gradient: at either end it can only come back.
 
     The parameter `shift` is a fraction of the code range, zp = clip(round(origin + top · shift), 0, top), so that an
     optimizer step moves the zero point of every width by the same share of its range.
@@ -149,7 +171,7 @@ class ZeroPoint(_KeepsFloat32):
 
     def value(self) -> Tensor:
         """Return the integer-valued zero point as a float32 scalar, differentiable."""
-        moved = torch.clamp(self.origin + self.top * self.shift, 0, self.top)
+        moved = _Clamp.apply(self.origin + self.top * self.shift, 0, self.top)
         return _RoundStraightThrough.apply(moved)  # pyright: ignore[reportReturnType]
 
     @torch.no_grad()
