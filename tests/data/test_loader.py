@@ -109,3 +109,27 @@ def test_channels_must_fit_and_bad_steps_are_refused_at_once() -> None:
         _loader(normalization=Normalization((0.5,), (0.5,)))
     with pytest.raises(ConfigError, match="an epoch has 5 steps"):
         _loader().epoch(0, 6)
+
+
+def test_a_sample_of_sorted_images_has_all_classes() -> None:
+    labels = torch.arange(10).repeat_interleave(100)
+    data = ImageSet(torch.zeros(1000, 3, 1, 1, dtype=torch.uint8), labels, tuple("0123456789"))
+    loader = MemoryLoader(data, 50, train=False, normalization=IMAGENET_NORMALIZATION).sample(200)
+    counts = loader.labels.bincount(minlength=10)
+    assert loader.num_samples == counts.sum() == 200
+    # 20 of each class are expected, with a standard deviation of about 4.
+    assert counts.min() >= 8
+    assert counts.max() <= 32
+
+
+def test_a_sample_is_always_the_same_and_the_whole_stays() -> None:
+    whole = _loader(train=False)
+    torch.manual_seed(1)
+    first = whole.sample(10)
+    torch.manual_seed(2)
+    assert _same(list(first), list(whole.sample(10)))
+    assert whole.num_samples == 30
+    for count in (None, 30, 5000):
+        assert whole.sample(count) is whole
+    with pytest.raises(ConfigError, match="a batch of 6 needs more than the 5"):
+        _loader().sample(5)

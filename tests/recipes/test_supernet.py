@@ -160,8 +160,9 @@ def test_validation_images_are_not_trained_on() -> None:
     assert not held_out & validation
     assert images(DataConfig("digits", validation=200))[1] == validation
     assert images(DataConfig("digits", validation=200, max_train=50))[1] == validation
-    with pytest.raises(ConfigError, match="leaves none"):
-        RecipeData(DataConfig("digits", validation=2000), RunConfig(), device)
+    for count, message in ((2000, "leaves none"), (1436, "no image for training"), (3, "no image for validation")):
+        with pytest.raises(ConfigError, match=message):
+            RecipeData(DataConfig("digits", validation=count), RunConfig(), device)
     with pytest.raises(ConfigError, match="give --data.validation"):
         RecipeData(DataConfig("digits"), RunConfig(), device).validation()
 

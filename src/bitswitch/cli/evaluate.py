@@ -72,7 +72,9 @@ def _evaluate(options: EvaluateOptions, asked: list[Precision]) -> None:
     device = distributed.init("gloo" if options.device == "cpu" or options.engine else None)
     model = open_checkpoint(info, precisions[0])
     model = deploy(model) if options.engine else model.to(device)
-    loader = open_images(trained, data, options.batch_size, device).held_out()
+    images = open_images(trained, data, options.batch_size, device)
+    images.check_outputs(model)
+    loader = images.held_out()
     found = evaluate(model, loader, precisions, options.metric)
     if distributed.is_main():
         values = {Precision.of(key): value for key, value in found.items()}

@@ -105,6 +105,7 @@ def _explore(options: FrontierOptions) -> None:
     batch = min(options.batch_size, max(1, options.reestimate))
     statistics = FirstBatches(source.calibration(batch, augment=True), -(-options.reestimate // batch))
     network = deploy(model) if options.engine else model.to(device)
+    source.check_outputs(network)
     run = _Run(options, trained, model, network, parts, statistics, images)
     with silent_solver():
         found = run.explore(space, budgets)

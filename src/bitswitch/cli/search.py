@@ -104,7 +104,8 @@ def _example(options: TrainedOptions, budgets: BudgetOptions, trained: Trained) 
     """Return one input of the right shape, or None if that is not known and not needed."""
     import torch
 
-    from bitswitch.recipes.trained import images_of, input_shape
+    from bitswitch.recipes.loaders import input_shape
+    from bitswitch.recipes.trained import images_of
 
     try:
         images = images_of(trained.recipe, options.trained, options.data, options.data_folder)

@@ -66,9 +66,9 @@ def _estimate(options: SensitivityOptions) -> None:
     device = distributed.init("gloo" if options.device == "cpu" else None)
     network = trained.float_network().to(device)
     processes = distributed.world_size()
-    loader = open_images(trained, images, options.batch_size, device).calibration(
-        options.batch_size * processes, shared=True
-    )
+    source = open_images(trained, images, options.batch_size, device)
+    source.check_outputs(network)
+    loader = source.calibration(options.batch_size * processes, shared=True)
     sensitivity = hessian_trace(
         network,
         CrossEntropy(),

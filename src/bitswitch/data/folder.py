@@ -31,6 +31,7 @@ class FolderLoader(Loader):
         folder: holds the class folders; classes are numbered by name.
         batch_size: samples a batch over all processes together.
         train: shuffle, augment and drop an incomplete last batch; or give everything in order.
+        augment: whether training images are augmented; if not, they are resized and cropped at the centre too.
         image_size: height and width of the images given, in pixels.
         resize: length of the shorter side before the centre crop; None for image_size · 256/224.
         crop_area: smallest share of the image's area that a random crop covers.
@@ -52,6 +53,7 @@ class FolderLoader(Loader):
         batch_size: int,
         *,
         train: bool,
+        augment: bool = True,
         image_size: int = 224,
         resize: int | None = None,
         crop_area: float = 0.08,
@@ -67,7 +69,7 @@ class FolderLoader(Loader):
         order = BatchOrder(len(samples), batch_size, train, seed, rank, world_size)
         super().__init__(order, classes, normalization, channels_last, device)
         v2 = import_optional("torchvision.transforms.v2", "reading image folders")
-        if train:
+        if train and augment:
             crops = [v2.RandomResizedCrop(image_size, (crop_area, 1.0)), v2.RandomHorizontalFlip()]
         else:
             crops = [v2.Resize(resize or round(image_size * 256 / 224)), v2.CenterCrop(image_size)]

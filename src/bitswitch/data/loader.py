@@ -98,6 +98,19 @@ class Loader(ABC):
         chosen = stratified(self.labels, fraction, seed)
         return self._part(~chosen), self._part(chosen)
 
+    def sample(self: Own, count: int | None) -> Own:
+        """Return a loader of so many samples, drawn from all alike and always the same ones; of all of them for None.
+
+        Raises:
+            ConfigError: they are fewer than a training batch.
+        """
+        if count is None or count >= self.num_samples:
+            return self
+        # Not the first ones: files of image sets are often sorted by class, and the first would be of a single one.
+        chosen = torch.zeros(self.num_samples, dtype=torch.bool)
+        chosen[torch.randperm(self.num_samples, generator=seeded_generator(count))[:count]] = True
+        return self._part(chosen)
+
     def _part(self: Own, chosen: Tensor) -> Own:
         part = copy.copy(self)
         part.order = dataclasses.replace(self.order, num_samples=int(chosen.sum()))

@@ -78,8 +78,8 @@ class PositiveScale(_KeepsFloat32):
 
     With the parametrization "log" the scale is s = origin · exp(log): an optimizer step of λ changes it by the factor
     exp(±λ), whatever its size, and it never crosses zero. With "raw", s = raw is learned directly, which is the paper's
-    form and kept for comparison; `value` is never below 1e-8, from where later steps can raise it again. In both, `set_`
-    reproduces a scale bit for bit.
+    form and kept for comparison; `value` is never below 1e-8, from where later steps can raise it again. In both,
+    `set_` reproduces a scale bit for bit.
 
     Args:
         shape: shape of the scale; it is NaN until set.

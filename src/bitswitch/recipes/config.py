@@ -43,13 +43,14 @@ class DataConfig:
     num_workers: int | None = None
     """Processes that decode images of a folder; None for as many as there are processors, at most 8."""
     validation: int | None = None
-    """Keep so many training images out, for search, choices and the accuracies on the way; not for folder."""
+    """Keep so many training images out (rounded within each class), for search, choices and the accuracies on the way;
+    not for folder."""
     split_seed: int = 0
     """Chooses the held-out fifth of the digits, and the validation images."""
     max_train: int | None = None
-    """Use only so many training images, drawn at random, for a quick trial; not for folder."""
+    """Use only so many training images, drawn at random, for a quick trial."""
     max_eval: int | None = None
-    """Use only so many held-out images, drawn at random; not for folder."""
+    """Use only so many held-out images, drawn at random."""
 
 
 @dataclass(frozen=True)

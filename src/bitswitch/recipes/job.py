@@ -164,6 +164,7 @@ class _Job:
             **model.options,
         )
         network = self._place(network)
+        self.data.check_outputs(network)
         if stored is not None:
             load_model_state(network, stored[0])
             return network.eval()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from bitswitch.data import (
     CIFAR_AUGMENTATION,
@@ -23,8 +24,8 @@ from bitswitch.data import (
     load_cifar10,
     load_digits,
 )
-from bitswitch.data.order import seeded_generator
 from bitswitch.errors import ConfigError
+from bitswitch.layers.modes import in_mode
 from bitswitch.recipes.config import DATA_VARIABLE, DataConfig, RunConfig
 from bitswitch.training import distributed
 
@@ -47,7 +48,8 @@ class RecipeData:
         device: where batches go.
 
     Raises:
-        ConfigError: the images are not there or cannot be read.
+        ConfigError: the images are not there or cannot be read, or a folder has other classes for training than for
+            evaluation.
     """
 
     def __init__(self, config: DataConfig, run: RunConfig, device: torch.device) -> None:
@@ -55,6 +57,21 @@ class RecipeData:
         self.run = run
         self.device = device
         self._images = None if config.kind == "folder" else _read(config)
+        self.classes = _folder_classes(data_folder(config)) if self._images is None else self._images.train.classes
+
+    def check_outputs(self, network: nn.Module) -> None:
+        """Run a network on the `device` on a black image, to see that it has an output for every class.
+
+        Raises:
+            ConfigError: it has fewer or more.
+        """
+        with in_mode(network, training=False), torch.no_grad():
+            outputs = network(torch.zeros(1, *input_shape(self.config), device=self.device)).shape[-1]
+        if outputs != len(self.classes):
+            raise ConfigError(
+                f"the network has {outputs} outputs, but the images of data.kind={self.config.kind} have "
+                f"{len(self.classes)} classes; model.num_classes sets the outputs of a new network"
+            )
 
     def training(self, batch_size: int, *, seed: int) -> Loader:
         """Return shuffled, augmented batches of the training images, this process's part of each."""
@@ -97,12 +114,12 @@ class RecipeData:
         rank, world_size = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
         train = part == "train"
         if self._images is None:
-            return FolderLoader(
+            loader = FolderLoader(
                 data_folder(self.config) / ("train" if train else "val"),
                 batch_size,
                 train=train,
+                augment=augment,
                 image_size=self.config.image_size,
-                crop_area=0.08 if augment else 1.0,
                 num_workers=self.config.num_workers,
                 seed=seed,
                 rank=rank,
@@ -110,18 +127,25 @@ class RecipeData:
                 channels_last=self.run.channels_last,
                 device=self.device,
             )
-        return MemoryLoader(
-            getattr(self._images, part),
-            batch_size,
-            train=train,
-            normalization=self._images.normalization,
-            augmentation=self._images.augmentation if augment else None,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            channels_last=self.run.channels_last,
-            device=self.device,
-        )
+        else:
+            loader = MemoryLoader(
+                getattr(self._images, part),
+                batch_size,
+                train=train,
+                normalization=self._images.normalization,
+                augmentation=self._images.augmentation if augment else None,
+                seed=seed,
+                rank=rank,
+                world_size=world_size,
+                channels_last=self.run.channels_last,
+                device=self.device,
+            )
+        return loader.sample({"train": self.config.max_train, "held_out": self.config.max_eval}.get(part))
+
+
+def input_shape(data: DataConfig) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images, without reading any."""
+    return {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}.get(data.kind, (3, data.image_size, data.image_size))
 
 
 def data_folder(config: DataConfig) -> Path:
@@ -136,6 +160,18 @@ def data_folder(config: DataConfig) -> Path:
     return Path(folder)
 
 
+def _folder_classes(folder: Path) -> tuple[str, ...]:
+    """Return the names of the classes, which training and evaluation number alike only if both have all of them."""
+    parts = [folder / part for part in ("train", "val") if (folder / part).is_dir()]
+    if not parts:
+        raise ConfigError(f"the image folder {folder} has neither train/ nor val/")
+    names = [{entry.name for entry in part.iterdir() if entry.is_dir()} for part in parts]
+    for name in sorted(names[0] ^ names[-1])[:1]:
+        where, other = parts if name in names[0] else reversed(parts)
+        raise ConfigError(f"{where} has a class {name!r} that {other} has not")
+    return tuple(sorted(names[0]))
+
+
 def _read(config: DataConfig) -> _Images:
     if config.kind == "digits":
         train, held_out = load_digits(config.split_seed)
@@ -147,17 +183,11 @@ def _read(config: DataConfig) -> _Images:
         normalization, augmentation = CIFAR_NORMALIZATION, CIFAR_AUGMENTATION
     validation = None
     if config.validation is not None:
-        if config.validation >= len(train):
-            raise ConfigError(f"data.validation={config.validation} leaves none of {len(train)} images for training")
-        train, validation = train.split(config.validation / len(train), config.split_seed)
-    train, held_out = sample(train, config.max_train), sample(held_out, config.max_eval)
+        total = len(train)
+        if config.validation >= total:
+            raise ConfigError(f"data.validation={config.validation} leaves none of {total} images for training")
+        train, validation = train.split(config.validation / total, config.split_seed)
+        for images, purpose in ((train, "training"), (validation, "validation")):
+            if not len(images):
+                raise ConfigError(f"data.validation={config.validation} of {total} images is no image for {purpose}")
     return _Images(train, validation, held_out, normalization, augmentation)
-
-
-def sample(images: ImageSet, count: int | None) -> ImageSet:
-    """Return so many images, drawn from all alike and always the same ones; all of them for None."""
-    if count is None or count >= len(images):
-        return images
-    # Not the first ones: files of image sets are often sorted by class, and the first would be of a single one.
-    chosen = torch.randperm(len(images), generator=seeded_generator(count))[:count]
-    return images.subset(chosen.sort().values)

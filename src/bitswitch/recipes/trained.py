@@ -153,11 +153,6 @@ def images_of(
     return data if folder is None else dataclasses.replace(data, folder=folder)
 
 
-def input_shape(data: DataConfig) -> tuple[int, int, int]:
-    """Return (channels, height, width) of the images, without reading any."""
-    return {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}.get(data.kind, (3, data.image_size, data.image_size))
-
-
 def open_images(trained: Trained, data: DataConfig, batch_size: int, device: torch.device) -> RecipeData:
     """Return the images for a network, in the memory format of its recipe.
 
