@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitswitch.recipes.phases import float_accuracy
+from bitswitch.recipes.trained import Trained, open_images
 from bitswitch.training.run import read_json
 from bitswitch.training.run_metrics import read_metrics
 
@@ -59,3 +61,6 @@ def test_two_processes_share_a_job(tmp_path: Path) -> None:
         assert value * 41 == pytest.approx(round(value * 41))
     last = [row.accuracy for row in read_metrics(folder / "metrics.csv") if row.split == "held-out"][-2:]
     assert last == list(results["accuracy"].values())
+    trained = Trained.open(folder)
+    images = open_images(trained, trained.recipe.data, 8, torch.device("cpu")).held_out()  # pyright: ignore[reportOptionalMemberAccess]
+    assert float_accuracy(trained.float_network(), images, torch.device("cpu")) == results["float_accuracy"]

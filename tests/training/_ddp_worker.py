@@ -60,6 +60,33 @@ def unused_gradients() -> list[str]:
     return wrong
 
 
+def statistics() -> dict[str, Any]:
+    """Return the running statistics after training, and after an evaluation, whose result comes along."""
+    model = make_model()
+    trainer = JointTrainer(distributed.wrap_ddp(model), "cross_entropy", lr=0.01, total_steps=9)
+    for inputs, targets in make_batches(2):
+        own = list(distributed.shard(len(inputs)))
+        trainer.step((inputs[own], targets[own]))
+    before = running(model)
+    batch = make_batches(1)[0]
+    own = list(distributed.shard(len(batch[0])))
+    found = evaluate(model, [(batch[0][own], batch[1][own])], metric=loss)
+    return {
+        "before": before,
+        "after": running(model),
+        "loss": found,
+        "alone": evaluate(model, [batch], metric=loss, sharded=False),
+    }
+
+
+def running(model: nn.Module) -> torch.Tensor:
+    return torch.cat([buffer.clone() for name, buffer in model.named_buffers() if "running" in name])
+
+
+def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+
 def diverge() -> str:
     """Return the error of this process when the loss is NaN in process 1 only."""
     trainer = JointTrainer(distributed.wrap_ddp(make_model(norm=False)), "cross_entropy", total_steps=9)
@@ -88,6 +115,7 @@ def main(folder: Path) -> None:
     shards = [tuple(torch.stack(part) for part in zip(*own[i : i + 4], strict=True)) for i in range(0, len(own), 4)]
     results["evaluation"] = evaluate(make_model(), shards)
     results["unused"] = unused_gradients()
+    results["statistics"] = statistics()
     results["error"] = diverge()
     distributed.barrier()
     assert dist.is_initialized()

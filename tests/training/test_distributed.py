@@ -74,6 +74,14 @@ def test_sharded_evaluation_is_the_unsharded_one(results: list[dict[str, Any]]) 
     assert [result["evaluation"] for result in results] == [expected, expected]
 
 
+def test_evaluation_uses_the_statistics_of_process_0(results: list[dict[str, Any]]) -> None:
+    first, second = (result["statistics"] for result in results)
+    assert not torch.equal(first["before"], second["before"])
+    assert torch.equal(first["after"], first["before"])
+    assert torch.equal(second["after"], first["before"])
+    assert first["loss"] == second["loss"] == pytest.approx(first["alone"])
+
+
 def test_all_processes_stop_when_one_diverges(results: list[dict[str, Any]]) -> None:
     assert all(f"nan at step 0, precision 8, process {i}: " in result["error"] for i, result in enumerate(results))
     assert "the batch itself" in results[1]["error"]

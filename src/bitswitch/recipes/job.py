@@ -175,6 +175,7 @@ class _Job:
         loader = self.data.training(start.batch_size, seed=self.recipe.run.seed)
         phase = FloatPhase(network, start, autocast_type(self.recipe), loader, self.evaluated, self.device)
         run_phase(phase, self.folder, self.cadence, self.observer)
+        distributed.share_buffers(network)
         self.folder.write_state(model_state(network), None, FLOAT_STATE)
         distributed.barrier()
         return network.eval()

@@ -200,6 +200,7 @@ def autocast_type(recipe: Recipe) -> torch.dtype | None:
 @torch.no_grad()
 def float_accuracy(network: nn.Module, held_out: Loader, device: torch.device) -> float:
     """Return the share of right answers of a float network, over all processes."""
+    distributed.share_buffers(network)
     network.eval()
     totals = torch.zeros(2, dtype=torch.float64)
     for batch in held_out:

@@ -97,6 +97,19 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Give the floating-point buffers of a model, such as running statistics, the values that process 0 has.
+
+    DistributedDataParallel does so when a forward pass begins, so that after the last step of a training every process
+    has statistics of its own. Every process must call this; without a group it does nothing.
+    """
+    if world_size() > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.broadcast(buffer, src=0)
+
+
 def wrap_ddp(model: nn.Module, **options: Any) -> DistributedDataParallel:
     """Wrap a prepared model so that its gradients are averaged over the processes.
 

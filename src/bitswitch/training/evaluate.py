@@ -13,7 +13,7 @@ from bitswitch.layers.table import state_of, unwrap
 from bitswitch.precision import Precision
 from bitswitch.switching import switch
 from bitswitch.training._modes import preserved
-from bitswitch.training.distributed import sum_over_processes, world_size
+from bitswitch.training.distributed import share_buffers, sum_over_processes, world_size
 from bitswitch.training.losses import device_of, split_batch
 
 Metric = Callable[[nn.Module, Any], tuple[Tensor | float, int]]
@@ -58,7 +58,8 @@ def evaluate(
         metric: "accuracy", "top5", or a function (model, batch) → (sum over the samples, number of samples).
         sharded: whether every process of the group brings its own share of the data (`distributed.shard`); sums and
             counts are then added up over the processes before they are divided, so counts give exactly the unsharded
-            result. By default True if there is a group, and then every process must call this function.
+            result, and all processes use the running statistics of process 0 from then on, which are those that
+            `save` stores there. By default True if there is a group, and then every process must call this function.
         autocast: run the forward passes under torch.autocast with this type.
 
     Returns:
@@ -77,8 +78,11 @@ def evaluate(
         keys = [Precision.of(item) for item in (state.bits if precisions is None else precisions)]
     for precision in keys:
         precision.resolve(state.table.available)
+    together = world_size() > 1 if sharded is None else sharded
+    if together:
+        share_buffers(network)
     totals = _totals(network, batches, keys, function, autocast)
-    if world_size() > 1 if sharded is None else sharded:
+    if together:
         totals = sum_over_processes(totals.to(device_of(network))).cpu()
     if keys and totals[0, 1] == 0:
         raise ConfigError("there are no samples to evaluate")
