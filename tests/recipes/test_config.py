@@ -76,6 +76,11 @@ def test_missing_field_is_named() -> None:
         ("prepare", {"bits": (8, 9)}, "prepare.bits"),
         ("start", {"pretrained": True, "weights": "w.safetensors"}, "exclude each other"),
         ("joint", {"algorithm": "accumulate"}, "joint.alrs must be off"),
+        ("joint", {"algorithm": "accumulate", "alrs": "off", "moments": "separate"}, "joint.moments shared"),
+        ("joint", {"label_smoothing": 1.5}, "joint.label_smoothing must be at most 1"),
+        ("start", {"label_smoothing": 1.5}, "start.label_smoothing must be at most 1"),
+        ("prepare", {"granularity": "group"}, "prepare.group_size"),
+        ("prepare", {"group_size": 4}, "prepare.group_size"),
     ],
 )
 def test_values_out_of_range_are_refused(section: str, values: dict[str, object], message: str) -> None:

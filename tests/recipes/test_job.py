@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import bitswitch as bs
 from bitswitch.checkpoint import read_info
-from bitswitch.errors import ConfigError
+from bitswitch.errors import BitswitchError, ConfigError
 from bitswitch.models import Architecture
 from bitswitch.recipes import Recipe
 from bitswitch.recipes.job import CHECKPOINT_FOLDER, Results, run_recipe
@@ -140,3 +141,42 @@ def test_data_folder_must_be_named(tiny: Recipe, tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("BITSWITCH_DATA", raising=False)
     with pytest.raises(ConfigError, match="BITSWITCH_DATA"):
         run_recipe(tiny.replace(data={"kind": "cifar10"}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("joint", {"batch_size": 4096}, "a batch of 4096"),
+        ("joint", {"sampler": "hasb", "sensitivity": "nowhere.json"}, "nowhere.json"),
+        ("prepare", {"skip": ("nowhere",)}, "nowhere"),
+        ("start", {"checkpoint": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_joint_training_refuses_is_known_before_the_float_network_is_trained(
+    tiny: Recipe, tmp_path: Path, section: str, values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BitswitchError, match=message):
+        run_recipe(tiny.replace(**{section: values}), tmp_path / "run", Forbidden())
+    # Nothing was done, so the folder is free for the corrected recipe.
+    run_recipe(tiny.replace(joint={"epochs": 0}, start={"epochs": 0}), tmp_path / "run")
+    with pytest.raises(ConfigError, match="was started with"):
+        run_recipe(tiny.replace(joint={"epochs": 1}, start={"epochs": 0}), tmp_path / "run")
+
+
+def test_a_whole_number_is_the_float_that_it_stands_for(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.replace(joint={"epochs": 0, "temperature": 4, "distill": "self"}, start={"epochs": 0})
+    assert run_recipe(recipe, tmp_path / "run") == run_recipe(recipe, tmp_path / "run")
+
+
+def test_start_from_a_run_without_its_float_weights(tiny: Recipe, finished: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "earlier"
+    shutil.copytree(finished[0], folder)
+    for path in (*folder.glob("state*"), *folder.glob("float-model*")):
+        path.unlink()
+    recipe = tiny.replace(start={"checkpoint": str(folder), "epochs": 0}, joint={"epochs": 0})
+    assert run_recipe(recipe, tmp_path / "run").accuracy == finished[1].accuracy
+
+
+def test_no_float_training_takes_no_batches_of_its_own(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.replace(start={"epochs": 0, "batch_size": 4096}, joint={"epochs": 0})
+    assert set(run_recipe(recipe, tmp_path / "run").accuracy) == {8, 4, 2}

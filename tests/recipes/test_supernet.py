@@ -162,8 +162,8 @@ def test_validation_images_are_not_trained_on() -> None:
     assert images(DataConfig("digits", validation=200, max_train=50))[1] == validation
     for count, message in ((2000, "leaves none"), (1436, "no image for training"), (3, "no image for validation")):
         with pytest.raises(ConfigError, match=message):
-            RecipeData(DataConfig("digits", validation=count), RunConfig(), device)
-    with pytest.raises(ConfigError, match="give --data.validation"):
+            RecipeData(DataConfig("digits", validation=count), RunConfig(), device).training(8, seed=0)
+    with pytest.raises(ConfigError, match="give data.validation"):
         RecipeData(DataConfig("digits"), RunConfig(), device).validation()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import tyro
 from rich.console import Console
 
-from bitswitch.errors import ConfigError
+from bitswitch.errors import BitswitchError, ConfigError
 from bitswitch.recipes import DESCRIPTIONS, RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -72,27 +72,35 @@ def _choices() -> Any:
 
 
 def _folder(options: TrainOptions) -> Path:
-    from bitswitch.recipes.job import run_config
-    from bitswitch.training.run import CONFIG_NAME, RESULTS_NAME, is_locked, read_json
-
     name = options.recipe.name
     if options.name is not None:
         return options.runs / f"{name}-{options.name}"
     for folder in sorted(options.runs.glob(f"{name}-*"), reverse=True) if not options.new else []:
-        unfinished = not (folder / RESULTS_NAME).exists() and not is_locked(folder)
-        if unfinished and read_json(folder / CONFIG_NAME) == run_config(options.recipe):
+        if _continues(folder, options.recipe):
             return folder
     return options.runs / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _stored_recipe(folder: Path) -> Recipe:
-    from bitswitch.recipes.convert import from_json
-    from bitswitch.training.run import CONFIG_NAME, read_json
+def _continues(folder: Path, recipe: Recipe) -> bool:
+    """Return whether a folder is an unfinished run of a recipe that nobody is running; it may be anything else."""
+    from bitswitch.recipes.job import completed, run_config
+    from bitswitch.training.run import CONFIG_NAME, RESULTS_NAME, is_locked, read_json
 
-    config = read_json(folder / CONFIG_NAME)
-    if not isinstance(config, dict) or "recipe" not in config:
+    try:
+        config = completed(read_json(folder / CONFIG_NAME))
+    except (BitswitchError, OSError):
+        return False
+    return config == run_config(recipe) and not (folder / RESULTS_NAME).exists() and not is_locked(folder)
+
+
+def _stored_recipe(folder: Path) -> Recipe:
+    from bitswitch.recipes.stored import recipe_of_run
+    from bitswitch.training.run import CONFIG_NAME
+
+    recipe = recipe_of_run(folder)
+    if recipe is None:
         raise ConfigError(f"{folder} is not a run folder: it has no {CONFIG_NAME} with a recipe")
-    return from_json(Recipe, config["recipe"], "recipe")
+    return recipe
 
 
 def _train(recipe: Recipe, find_folder: Callable[[], Path]) -> None:
@@ -102,6 +110,7 @@ def _train(recipe: Recipe, find_folder: Callable[[], Path]) -> None:
     from bitswitch.training.run_state import broadcast_text
 
     keep_freed_memory()
+    folder = None
     try:
         device = distributed.init("gloo" if recipe.run.device == "cpu" else None)
         # Only one process may look at the clock and at locks.
@@ -111,7 +120,8 @@ def _train(recipe: Recipe, find_folder: Callable[[], Path]) -> None:
         if distributed.is_main():
             _print_results(results, folder)
     except KeyboardInterrupt:
-        print("the run continues from its last checkpoint with the same command", file=sys.stderr)
+        if folder is not None and distributed.is_main():
+            print(f"to continue from the last checkpoint: bitswitch train --resume {folder}", file=sys.stderr)
         raise
     finally:
         distributed.shutdown()

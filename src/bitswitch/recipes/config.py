@@ -64,8 +64,8 @@ class StartConfig:
     weights: str | None = None
     """Start from a local file of float weights (.safetensors, or a state dict of torch.save)."""
     checkpoint: str | None = None
-    """Start joint training from what another one has learned: a finished run folder (its float weights, and its float
-    network instead of one trained here), or a checkpoint folder (its integers)."""
+    """Start joint training from what another one has learned: a finished run folder (its float weights and its float
+    network, as far as they are there), or a checkpoint folder (its integers)."""
     new_head: bool = False
     """Accept weights whose last layer is for other classes."""
     epochs: int = 0
@@ -224,8 +224,16 @@ class Recipe:
             raise ConfigError("joint.sensitivity is for joint.sampler=hasb")
         if self.data.validation is not None and self.data.kind == "folder":
             raise ConfigError("data.validation is not for data.kind=folder")
-        if self.joint.algorithm == "accumulate" and self.joint.alrs != "off":
-            raise ConfigError("joint.algorithm=accumulate takes one step for all widths: joint.alrs must be off")
+        if self.joint.algorithm == "accumulate" and (self.joint.alrs != "off" or self.joint.moments != "shared"):
+            raise ConfigError(
+                "joint.algorithm=accumulate takes one step for all widths: "
+                "joint.alrs must be off, and joint.moments shared"
+            )
+        if (self.prepare.granularity == "group") != (self.prepare.group_size is not None):
+            raise ConfigError("prepare.group_size is for prepare.granularity=group, which needs it")
+        for section in ("start", "joint"):
+            if not getattr(self, section).label_smoothing <= 1:
+                raise ConfigError(f"{section}.label_smoothing must be at most 1")
         return self
 
     def replace(self, **sections: dict[str, object]) -> Recipe:

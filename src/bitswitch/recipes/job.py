@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitswitch._calibrate import calibrate
 from bitswitch._prepare import prepare
@@ -19,6 +19,7 @@ from bitswitch.bench.machine import machine
 from bitswitch.checkpoint import load, read_info, save
 from bitswitch.data.order import derive_seed
 from bitswitch.layers.table import state_of
+from bitswitch.mixed import Sensitivity
 from bitswitch.models import build_model
 from bitswitch.recipes.config import Recipe
 from bitswitch.recipes.convert import from_json, to_json
@@ -68,10 +69,10 @@ class Results:
 
 def run_config(recipe: Recipe) -> dict[str, Any]:
     """Return what config.json of a run folder holds: all that its results depend on."""
-    return {"recipe": to_json(recipe), "processes": distributed.world_size()}
+    return completed({"recipe": to_json(recipe), "processes": distributed.world_size()})
 
 
-def _completed(config: Any) -> Any:
+def completed(config: Any) -> Any:
     """Return a stored configuration with the defaults of fields that are newer than it."""
     if not isinstance(config, dict) or "recipe" not in config:
         return config
@@ -97,7 +98,7 @@ def run_recipe(recipe: Recipe, path: str | os.PathLike[str], observer: Observer 
     """
     recipe.check()
     device = distributed.init("gloo" if recipe.run.device == "cpu" else None)
-    with RunFolder(path, run_config(recipe), _completed, machine=str(machine(bandwidth=False))) as folder:
+    with RunFolder(path, run_config(recipe), completed, machine=str(machine(bandwidth=False))) as folder:
         done = folder.read_results()
         if done is None:
             with _deterministic(recipe.run.deterministic):
@@ -171,8 +172,10 @@ class _Job:
         if earlier is not None:
             load_model_state(network, earlier)
             start = dataclasses.replace(start, epochs=0)
+        self._rehearse(network)
         self._seed(0, distributed.rank())
-        loader = self.data.training(start.batch_size, seed=self.recipe.run.seed)
+        batch_size = start.batch_size if start.epochs else self.recipe.joint.batch_size
+        loader = self.data.training(batch_size, seed=self.recipe.run.seed)
         phase = FloatPhase(network, start, autocast_type(self.recipe), loader, self.evaluated, self.device)
         run_phase(phase, self.folder, self.cadence, self.observer)
         distributed.share_buffers(network)
@@ -180,15 +183,35 @@ class _Job:
         distributed.barrier()
         return network.eval()
 
+    def _rehearse(self, network: nn.Module) -> None:
+        """Let joint training refuse what it cannot do before the float network takes its time."""
+        joint = self.recipe.joint
+        self.data.training(joint.batch_size, seed=0)
+        if joint.sensitivity is not None:
+            Sensitivity.load(joint.sensitivity, network)
+        prepared = self._switchable(network, next(iter(self.data.calibration(joint.batch_size)))[0])
+        if self.recipe.start.checkpoint is not None:
+            load_trained(prepared, network, self.recipe)
+
     def _prepared(self, network: nn.Module) -> nn.Module:
-        config = self.recipe.prepare
         batches = list(
-            itertools.islice(self.data.calibration(self.recipe.joint.batch_size), config.calibration_batches)
+            itertools.islice(
+                self.data.calibration(self.recipe.joint.batch_size), self.recipe.prepare.calibration_batches
+            )
         )
-        prepared = prepare(
+        prepared = self._switchable(network, batches[0][0])
+        if self.recipe.start.checkpoint is None:
+            calibrate(prepared, batches)
+        else:
+            load_trained(prepared, network, self.recipe)
+        return prepared
+
+    def _switchable(self, network: nn.Module, images: Tensor) -> nn.Module:
+        config = self.recipe.prepare
+        return prepare(
             network,
             config.bits,
-            example_inputs=batches[0][0][:2],
+            example_inputs=images[:2],
             skip=config.skip,
             force=config.force,
             first_last=config.first_last,
@@ -200,11 +223,6 @@ class _Job:
             scale_parametrization=config.scale_parametrization,
             gradient_scale=config.gradient_scale,
         )
-        if self.recipe.start.checkpoint is None:
-            calibrate(prepared, batches)
-        else:
-            load_trained(prepared, network, self.recipe)
-        return prepared
 
     def _finish(self, network: nn.Module, float_network: nn.Module) -> Results:
         """Store the network and evaluate what was stored, and the float network, on the held-out images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -30,17 +30,57 @@ from bitswitch.recipes.config import DATA_VARIABLE, DataConfig, RunConfig
 from bitswitch.training import distributed
 
 
-@dataclass(frozen=True)
 class _Images:
-    train: ImageSet
-    validation: ImageSet | None
-    held_out: ImageSet
-    normalization: Normalization
-    augmentation: CropFlip
+    """Images in memory, read when they are first asked for.
+
+    Args:
+        config: of digits or CIFAR-10.
+
+    Attributes:
+        normalization: of the images.
+        augmentation: of training images.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self.normalization: Normalization = DIGITS_NORMALIZATION
+        self.augmentation: CropFlip = DIGITS_AUGMENTATION
+        if config.kind == "cifar10":
+            self.normalization, self.augmentation = CIFAR_NORMALIZATION, CIFAR_AUGMENTATION
+
+    @cached_property
+    def held_out(self) -> ImageSet:
+        return self._read("test")
+
+    @property
+    def train(self) -> ImageSet:
+        return self._training[0]
+
+    @property
+    def validation(self) -> ImageSet | None:
+        return self._training[1]
+
+    @cached_property
+    def _training(self) -> tuple[ImageSet, ImageSet | None]:
+        images, count = self._read("train"), self._config.validation
+        if count is None:
+            return images, None
+        if count >= len(images):
+            raise ConfigError(f"data.validation={count} leaves none of {len(images)} images for training")
+        train, validation = images.split(count / len(images), self._config.split_seed)
+        for part, purpose in ((train, "training"), (validation, "validation")):
+            if not len(part):
+                raise ConfigError(f"data.validation={count} of {len(images)} images is no image for {purpose}")
+        return train, validation
+
+    def _read(self, split: Literal["train", "test"]) -> ImageSet:
+        if self._config.kind == "digits":
+            return load_digits(self._config.split_seed)[split == "test"]
+        return load_cifar10(data_folder(self._config), split, download=self._config.download)
 
 
 class RecipeData:
-    """Makes the loaders of a recipe; images in memory are read once.
+    """Makes the loaders of a recipe; images in memory are read once, when a loader needs them.
 
     Args:
         config: which images.
@@ -48,16 +88,22 @@ class RecipeData:
         device: where batches go.
 
     Raises:
-        ConfigError: the images are not there or cannot be read, or a folder has other classes for training than for
-            evaluation.
+        ConfigError: nothing says where the images are, or a folder has other classes for training than for evaluation.
+            Loaders raise it if the images cannot be read.
     """
 
     def __init__(self, config: DataConfig, run: RunConfig, device: torch.device) -> None:
         self.config = config
         self.run = run
         self.device = device
-        self._images = None if config.kind == "folder" else _read(config)
-        self.classes = _folder_classes(data_folder(config)) if self._images is None else self._images.train.classes
+        folder = None if config.kind == "digits" else data_folder(config)
+        self._images = None if config.kind == "folder" else _Images(config)
+        self._folder_classes = _folder_classes(folder) if folder is not None and self._images is None else ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self._folder_classes if self._images is None else self._images.held_out.classes
 
     def check_outputs(self, network: nn.Module) -> None:
         """Run a network on the `device` on a black image, to see that it has an output for every class.
@@ -95,7 +141,7 @@ class RecipeData:
             ConfigError: the recipe keeps none.
         """
         if self._images is None or self._images.validation is None:
-            raise ConfigError("the recipe keeps no training images for validation; give --data.validation")
+            raise ConfigError("the recipe keeps no training images for validation; give data.validation")
         return self._loader("validation", self.run.eval_batch_size, augment=False, seed=0, shared=True)
 
     def held_out(self) -> Loader:
@@ -156,7 +202,9 @@ def data_folder(config: DataConfig) -> Path:
     """
     folder = config.folder or os.environ.get(DATA_VARIABLE)
     if not folder:
-        raise ConfigError(f"where are the images? Give --data.folder, or set the environment variable {DATA_VARIABLE}")
+        raise ConfigError(
+            f"where are the images? Say it with data.folder, or with the environment variable {DATA_VARIABLE}"
+        )
     return Path(folder)
 
 
@@ -170,24 +218,3 @@ def _folder_classes(folder: Path) -> tuple[str, ...]:
         where, other = parts if name in names[0] else reversed(parts)
         raise ConfigError(f"{where} has a class {name!r} that {other} has not")
     return tuple(sorted(names[0]))
-
-
-def _read(config: DataConfig) -> _Images:
-    if config.kind == "digits":
-        train, held_out = load_digits(config.split_seed)
-        normalization, augmentation = DIGITS_NORMALIZATION, DIGITS_AUGMENTATION
-    else:
-        folder = data_folder(config)
-        train = load_cifar10(folder, "train", download=config.download)
-        held_out = load_cifar10(folder, "test", download=config.download)
-        normalization, augmentation = CIFAR_NORMALIZATION, CIFAR_AUGMENTATION
-    validation = None
-    if config.validation is not None:
-        total = len(train)
-        if config.validation >= total:
-            raise ConfigError(f"data.validation={config.validation} leaves none of {total} images for training")
-        train, validation = train.split(config.validation / total, config.split_seed)
-        for images, purpose in ((train, "training"), (validation, "validation")):
-            if not len(images):
-                raise ConfigError(f"data.validation={config.validation} of {total} images is no image for {purpose}")
-    return _Images(train, validation, held_out, normalization, augmentation)

@@ -14,9 +14,8 @@ from bitswitch.errors import CheckpointError, ConfigError
 from bitswitch.layers.norm import PerWidthNorm
 from bitswitch.layers.table import state_of
 from bitswitch.recipes.config import Recipe
-from bitswitch.recipes.convert import from_json
-from bitswitch.recipes.stored import stored_recipe
-from bitswitch.training.run import CONFIG_NAME, RESULTS_NAME, STATE_NAME, differences, read_json
+from bitswitch.recipes.stored import checkpoint_folder, recipe_of_run, stored_recipe
+from bitswitch.training.run import RESULTS_NAME, STATE_NAME, differences
 from bitswitch.training.run_state import load_model_state, under_prefix
 
 FLOAT_STATE = "float-model"
@@ -53,11 +52,7 @@ def load_trained(network: nn.Module, float_network: nn.Module, recipe: Recipe) -
 
 
 def _check_preparation(path: Path, recipe: Recipe) -> None:
-    config = read_json(path / CONFIG_NAME)
-    if isinstance(config, dict) and "recipe" in config:
-        earlier = from_json(Recipe, config["recipe"], "recipe")
-    else:
-        earlier = stored_recipe(path)
+    earlier = recipe_of_run(path) or stored_recipe(path)
     if earlier is None:
         return
     before, now = asdict(earlier.prepare), asdict(recipe.prepare)
@@ -70,12 +65,12 @@ def _check_preparation(path: Path, recipe: Recipe) -> None:
 
 
 def _learned(path: Path, float_network: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of the trainable network of a run folder or a checkpoint folder."""
+    """Return the state dict of the trainable network of a folder: float weights if it has them, else its integers."""
     if (path / f"{STATE_NAME}.json").exists():
         if not (path / RESULTS_NAME).exists():
             raise ConfigError(f"start.checkpoint: the run in {path} is not finished")
         return under_prefix("model", read_state(path, STATE_NAME)[0])
-    network = load(path, into=float_network)
+    network = load(checkpoint_folder(path), into=float_network)
     unfreeze(network)
     return network.state_dict()
 

@@ -21,7 +21,6 @@ from bitswitch.checkpoint.config import CONFIG_NAME as CHECKPOINT_CONFIG
 from bitswitch.data import Loader
 from bitswitch.errors import ConfigError
 from bitswitch.recipes.config import DataConfig, Recipe, RunConfig
-from bitswitch.recipes.convert import from_json
 from bitswitch.recipes.loaders import RecipeData
 from bitswitch.recipes.start import FLOAT_STATE
 from bitswitch.recipes.stored import (
@@ -29,9 +28,9 @@ from bitswitch.recipes.stored import (
     architecture_of,
     checkpoint_folder,
     open_checkpoint,
+    recipe_of_run,
     stored_recipe,
 )
-from bitswitch.training.run import CONFIG_NAME, read_json
 from bitswitch.training.run_state import load_model_state
 
 
@@ -59,9 +58,9 @@ class Trained:
         """
         if not path.is_dir():
             raise ConfigError(f"{path} is not a folder; a run folder or a checkpoint folder is needed")
-        config: Any = read_json(path / CONFIG_NAME)
-        if isinstance(config, dict) and "recipe" in config:
-            return cls(path, path / CHECKPOINT_FOLDER, from_json(Recipe, config["recipe"], "recipe"))
+        recipe = recipe_of_run(path)
+        if recipe is not None:
+            return cls(path, path / CHECKPOINT_FOLDER, recipe)
         trained = cls(path, path, stored_recipe(path))
         _ = trained.info  # an error now rather than later
         return trained

@@ -76,10 +76,13 @@ class RunFolder:
 
     def _claim(self) -> None:
         stored = read_json(self.path / CONFIG_NAME)
-        if stored is None:
-            strangers = [e.name for e in os.scandir(self.path) if e.name != LOG_NAME and not e.name.endswith(".tmp")]
-            if strangers:
-                raise ConfigError(f"{self.path} exists and is not a run folder: it holds {sorted(strangers)[0]!r}")
+        content = {entry.name for entry in os.scandir(self.path) if not entry.name.endswith(".tmp")}
+        others = sorted(content - {CONFIG_NAME, LOG_NAME})
+        if stored is None and others:
+            raise ConfigError(f"{self.path} exists and is not a run folder: it holds {others[0]!r}")
+        # A run that was refused before it did anything has left its configuration alone, and may be corrected.
+        refused = not others and isinstance(stored, Mapping) and stored.keys() == self.config.keys()
+        if stored is None or refused:
             write_json(self.path / CONFIG_NAME, self.config)
             return
         changed = differences(self._complete(stored), json.loads(json.dumps(self.config)))
