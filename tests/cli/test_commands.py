@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,31 @@ def test_the_same_command_finds_its_unfinished_run(
     for name in ("metrics.csv", "results.json", "report.html"):
         assert (tmp_path / "digits-b" / name).read_bytes() == (runs / "digits-a" / name).read_bytes()
     assert "all widths: 1 epochs of 2 steps, continued after step 2" in capsys.readouterr().err
+
+
+def test_what_is_no_run_of_the_recipe_is_passed_by(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "digits-report.md").touch()
+    for name, text in (("plots", None), ("other", "{}"), ("broken", "{"), ("newer", '{"recipe": {"new": 1}}')):
+        (tmp_path / f"digits-{name}").mkdir()
+        if text is not None:
+            (tmp_path / f"digits-{name}" / "config.json").write_text(text)
+    before = set(tmp_path.rglob("*"))
+    assert main([*TINY, "--runs", str(tmp_path)]) == 0
+    (made,) = set(tmp_path.iterdir()) - before
+    assert {path for path in tmp_path.rglob("*") if made not in (path, *path.parents)} == before
+    assert (made / "results.json").read_bytes() == (runs / "digits-a" / "results.json").read_bytes()
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_found(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "digits-b"
+    shutil.copytree(runs / "digits-a", folder)
+    (folder / "results.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    del config["recipe"]["joint"]["turns"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main([*TINY, "--runs", str(tmp_path)]) == 0
+    assert list(tmp_path.iterdir()) == [folder]
+    assert (folder / "results.json").exists()
 
 
 def test_other_options_for_a_name_are_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,6 +162,8 @@ def long_runs(root: Path, *names: str) -> Comparison:
         (("off-s0", "off-s1", "taught"), ["off", "taught"]),
         (("off", "off-seed1", "off-taught"), ["off", "off-taught"]),
         (("cifar10-resnet20-off-0", "cifar10-resnet20-off-1", "cifar10-resnet20-kd"), ["off", "kd"]),
+        (("off-s10", "off-s11", "taught"), ["off", "taught"]),
+        (("8642", "8642-seed1", "taught"), ["8642", "taught"]),
         (("s0", "s1", "taught"), ["A", "B"]),
         (("a-0", "a-1", "a"), ["A", "B"]),
     ],

@@ -88,5 +88,9 @@ def test_errors() -> None:
         evaluate(model, [])
     with pytest.raises(ConfigError, match="'f1'"):
         evaluate(model, [], metric="f1")  # pyright: ignore[reportArgumentType]
+    inputs, targets = make_batches(1)[0]
+    for metric in ("accuracy", "top5"):
+        with pytest.raises(ArgumentError, match=r"need the shape \(\d+,\); got \(\d+, 1\)"):
+            evaluate(model, [(inputs, targets[:, None])], metric=metric)
     with pytest.raises(ArgumentError, match="metric"):
         evaluate(model, [], metric=3)  # pyright: ignore[reportArgumentType]

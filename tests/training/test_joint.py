@@ -207,6 +207,9 @@ def test_a_schedule_that_has_ended_says_so() -> None:
     trainer = JointTrainer(make_model(), "cross_entropy", total_steps=1)
     (batch,) = make_batches(1)
     trainer.step(batch)
+    only_scales = JointTrainer(make_model(), "cross_entropy", total_steps=1, lr=0, scale_lr=1e-3, schedule="constant")
+    for _ in range(2):
+        assert only_scales.step(batch).widths[8].scale_lr > 0
     with pytest.raises(ConfigError, match="all 1 steps of the schedule are done"):
         trainer.step(batch)
     constant = JointTrainer(make_model(), "cross_entropy", total_steps=1, schedule="constant")

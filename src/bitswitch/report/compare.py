@@ -256,7 +256,7 @@ def titles_of(groups: Sequence[Sequence[Run]]) -> list[str]:
         begin = len(group[0].recipe.name) + 1 if prefixed else 0
         columns = zip(*(run.name[begin:] for run in group), strict=False)
         common = "".join(column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-        names.append(re.sub(r"[-_]?(s|seed[-_=]?)?$", "", common) if len(group) > 1 else common)
+        names.append(re.sub(r"(^|[-_])((s|seed[-_=]?)\d*)?$", "", common) if len(group) > 1 else common)
     return names if all(names) and len(set(names)) == len(names) else [letter(i) for i in range(len(groups))]
 
 

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,13 @@ class PlotData:
         return [self._epochs(r) for r in kept], [getattr(r, column) for r in kept]
 
     def _epochs(self, row: MetricsRow) -> float:
-        if row.is_evaluation:
-            return float(row.epoch)
-        ends = [r for r in self.rows if r.phase == "joint" and r.is_evaluation and r.epoch > 0]
-        return row.step * ends[0].epoch / ends[0].step if ends else float(row.epoch)
+        end = self._first_end
+        return float(row.epoch) if row.is_evaluation or end is None else row.step * end.epoch / end.step
+
+    @cached_property
+    def _first_end(self) -> MetricsRow | None:
+        """The first evaluation after an epoch of joint training."""
+        return next((r for r in self.rows if r.phase == "joint" and r.is_evaluation and r.epoch > 0), None)
 
 
 def plot_all(data: PlotData, folder: Path) -> dict[str, Path]:

@@ -23,15 +23,28 @@ PrecisionLike = int | Mapping[str, int] | Precision
 def accuracy(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     """Return (number of right answers, number of samples) on a batch (inputs, class indices)."""
     inputs, targets = split_batch(batch, device_of(model))
-    return (model(inputs).argmax(dim=1) == targets).sum(), targets.numel()
+    logits = model(inputs)
+    _check_targets(logits, targets)
+    return (logits.argmax(dim=1) == targets).sum(), targets.numel()
 
 
 def top5(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     """Return (number of samples whose class is among the five largest logits, number of samples)."""
     inputs, targets = split_batch(batch, device_of(model))
     logits = model(inputs)
+    _check_targets(logits, targets)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return (best == targets.unsqueeze(1)).any(dim=1).sum(), targets.numel()
+
+
+def _check_targets(logits: Tensor, targets: Tensor) -> None:
+    # Shapes such as (N, 1) would be compared with every answer.
+    expected = (logits.shape[0], *logits.shape[2:])
+    if tuple(targets.shape) != expected:
+        raise ArgumentError(
+            f"class indices for logits of shape {tuple(logits.shape)} need the shape {expected}; "
+            f"got {tuple(targets.shape)}"
+        )
 
 
 _NAMED: dict[str, Metric] = {"accuracy": accuracy, "top5": top5}

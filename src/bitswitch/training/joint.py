@@ -165,9 +165,9 @@ class JointTrainer:
                 that of the widths below too).
             ConfigError: the schedule has ended at a learning rate of 0.
         """
-        if self.num_steps >= self.total_steps and self.learning_rate == 0:
-            raise ConfigError(f"all {self.total_steps} steps of the schedule are done; the learning rate is 0")
         factor = self.schedule(self.num_steps, self.total_steps)
+        if self.num_steps >= self.total_steps and factor == 0:
+            raise ConfigError(f"all {self.total_steps} steps of the schedule are done; the learning rate is 0")
         base = BaseRates(self.lr * factor, self.scale_lr * factor)
         measured: list[Measured] = []
         rows: list[dict[str, float]] = []
