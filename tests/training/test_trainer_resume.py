@@ -72,6 +72,11 @@ def test_errors() -> None:
     tensors, meta = trainer.state_tensors(), trainer.state_meta()
     with pytest.raises(CheckpointError, match=r"moments.*separate"):
         JointTrainer(make_model(), "cross_entropy", total_steps=6, moments="separate").load_state(tensors, meta)
+    sampled = JointTrainer(make_model(), "cross_entropy", total_steps=6, sampler=Draws())
+    with pytest.raises(CheckpointError, match="holds none of a sampler; this trainer needs one"):
+        sampled.load_state(tensors, meta)
+    with pytest.raises(CheckpointError, match="holds one of a sampler; this trainer needs none"):
+        trainer.load_state(sampled.state_tensors(), sampled.state_meta())
     with pytest.raises(CheckpointError, match="not a state of a trainer"):
         trainer.load_state(tensors, {"step": 1})
     with pytest.raises(CheckpointError, match=r"conv9\.weight/exp_avg"):

@@ -243,6 +243,7 @@ class _Job:
 def _deterministic(wanted: bool) -> Iterator[None]:
     """Let PyTorch refuse operations that give other results in every run, inside the context."""
     before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
     if wanted:
         # cuBLAS reads it when it starts.
@@ -253,5 +254,5 @@ def _deterministic(wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = filled  # pyright: ignore[reportAttributeAccessIssue]

@@ -128,7 +128,7 @@ class TensorBoard(Observer):
 
     def begin(self, phase: Phase, step: int) -> None:
         """Open the phase's folder."""
-        self._writer = self._new_writer(str(self._folder / phase.name), purge_step=step + 1 if step else None)
+        self._writer = self._new_writer(str(self._folder / phase.name), purge_step=step + 1 if step else 0)
 
     def after_rows(self, phase: Phase, rows: Sequence[MetricsRow]) -> None:
         """Write a scalar for every value."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bitswitch._files import write_file
 from bitswitch.errors import CheckpointError
 from bitswitch.recipes.stored import CHECKPOINT_FOLDER
 from bitswitch.report.histograms import plot_histograms, read_histogram
@@ -56,5 +57,5 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         config=config_table({"processes": config["processes"], **recipe}),
     )
     path = folder / REPORT_NAME
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_file(path, page.encode())
     return path

@@ -305,9 +305,13 @@ class JointTrainer:
         # States from before widths took turns do not name them.
         if not isinstance(settings, Mapping) or {"turns": "all", **settings} != self._settings:
             raise CheckpointError(f"the state is of a trainer with {settings}; this one has {self._settings}")
+        sampler = self.sampler if isinstance(self.sampler, StatefulSampler) else None
+        if (sampler is None) != ("sampler" not in meta):
+            kept, here = ("none", "one") if sampler is not None else ("one", "none")
+            raise CheckpointError(f"the state holds {kept} of a sampler; this trainer needs {here}")
         self._pair.load_state(tensors, meta["values"])
-        if isinstance(self.sampler, StatefulSampler) and "sampler" in meta:
-            self.sampler.load_state_dict(meta["sampler"])
+        if sampler is not None:
+            sampler.load_state_dict(meta["sampler"])
         self.num_steps = meta["step"]
 
     def state_dict(self) -> dict[str, Any]:
