@@ -133,12 +133,12 @@ def is_integer_conv(module: nn.Module) -> bool:
         and isinstance(module, nn.Conv2d)
         and module.input_quantizer is not None
         and module.weight_quantizer.granularity != "group"
-        and (module.padding_mode == "zeros" or not _pads(module))
+        and _pads_zeros(module)
     )
 
 
-def _pads(conv: nn.Conv2d) -> bool:
-    return any(p != 0 for p in conv._reversed_padding_repeated_twice)
+def _pads_zeros(conv: nn.Conv2d) -> bool:
+    return conv.padding_mode == "zeros" or not any(conv._reversed_padding_repeated_twice)
 
 
 def is_integer_linear(module: nn.Module) -> bool:
@@ -147,16 +147,20 @@ def is_integer_linear(module: nn.Module) -> bool:
 
 
 def is_plain_conv(module: nn.Module) -> bool:
-    """Whether a module is a float 2d convolution of PyTorch itself."""
-    return type(module) is nn.Conv2d
+    """Whether a module is a float 2d convolution of PyTorch itself that pads with zeros."""
+    return type(module) is nn.Conv2d and _pads_zeros(module)
 
 
 _NORMS = {nn.Conv2d: (nn.BatchNorm2d, nn.SyncBatchNorm), nn.Linear: (nn.BatchNorm1d,)}
 
 
 def is_foldable(norm: nn.Module, layer: nn.Module) -> bool:
-    """Whether a BatchNorm, of its own for each width or not, is an affine map of a layer's output channels."""
+    """Whether a BatchNorm, of its own for each width or not, is an affine map of a layer's output channels.
+
+    After a linear layer it is one on rows (N, C) only; of (N, L, C) it normalises L.
+    """
     kinds = next((kinds for kind, kinds in _NORMS.items() if isinstance(layer, kind)), ())
+    outputs = layer.out_channels if isinstance(layer, nn.Conv2d) else getattr(layer, "out_features", None)
     # The copies have the class that the network was built with; one of another library may do more than normalise.
-    copies = norm.norms.values() if isinstance(norm, PerWidthNorm) else (norm,)
-    return all(type(copy) in kinds and getattr(copy, "running_mean", None) is not None for copy in copies)
+    copies: Any = norm.norms.values() if isinstance(norm, PerWidthNorm) else (norm,)
+    return all(type(n) in kinds and n.running_mean is not None and n.num_features == outputs for n in copies)

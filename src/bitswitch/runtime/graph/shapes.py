@@ -99,6 +99,8 @@ def _shape(node: Node, geometries: Geometries, shapes: Mapping[str, Shape]) -> S
         return (*source[:2], *pool_window(node.pool, source).out_size)
     if isinstance(node, MeanNode):
         return (*source[:2], 1, 1) if node.keep else source[:2]
+    if isinstance(node, LinearNode) and node.norm is not None and len(source) != 2:
+        raise ShapeError(f"{node.norm} normalises another dimension than the features of {source}", node.call)
     assert isinstance(node, (ConvNode, FloatConvNode, LinearNode))
     geometry = geometries[node.layer]
     try:
