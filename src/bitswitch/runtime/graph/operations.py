@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
-from bitswitch.runtime.graph.purity import argument, function_name
+from bitswitch.runtime.graph.purity import argument, function_name, is_from_torch
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def clamp_of(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[float, float
         if type(module) is nn.ReLU:
             return 0.0, math.inf
         return (float(module.min_val), float(module.max_val)) if type(module) in (nn.ReLU6, nn.Hardtanh) else None
-    if node.op not in ("call_function", "call_method") or not _from_torch(node):
+    if not is_from_torch(node):
         return None
     name = function_name(node)
     if name == "relu":
@@ -56,13 +56,6 @@ def _bounds(low: Any, high: Any) -> tuple[float, float] | None:
     if not all(item is None or isinstance(item, (int, float)) for item in (low, high)):
         return None
     return (-math.inf if low is None else float(low), math.inf if high is None else float(high))
-
-
-def _from_torch(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return True
-    module = getattr(node.target, "__module__", None) or "torch"
-    return module.split(".")[0] in ("torch", "_operator")
 
 
 def summands_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -85,7 +78,7 @@ def max_pool_of(node: fx.Node, modules: dict[str, nn.Module]) -> MaxPool | None:
         values = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
         ceil_mode = pool.ceil_mode
     else:
-        if node.op != "call_function" or function_name(node) not in ("max_pool2d", "_max_pool2d", "boolean_dispatch"):
+        if node.op != "call_function" or function_name(node) not in ("max_pool2d", "_max_pool2d"):
             return None
         kernel = argument(node, 1, "kernel_size", None)
         stride = argument(node, 2, "stride", None)
@@ -107,7 +100,7 @@ def mean_of(node: fx.Node, modules: dict[str, nn.Module]) -> bool | None:
         pool = modules[str(node.target)]
         is_global = type(pool) is nn.AdaptiveAvgPool2d and _pair(pool.output_size) == (1, 1)
         return True if is_global else None
-    if not _from_torch(node) or node.op not in ("call_function", "call_method"):
+    if not is_from_torch(node):
         return None
     name = function_name(node)
     if name == "adaptive_avg_pool2d":
