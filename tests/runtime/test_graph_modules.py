@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -167,3 +169,56 @@ class Counting(Changing):
 
 def test_changes_of_a_buffer_are_not_lost() -> None:
     agree(Counting(), torch.randn(4, 3, 5, 5))
+
+
+class Named(NamedTuple):
+    """A result with names."""
+
+    first: Tensor
+    rest: list[Tensor]
+
+
+class Counted(dict[str, Tensor]):
+    """A dict of its own type."""
+
+
+class Returning(nn.Module):
+    """Returns its result in a container."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(F.relu(self.last(self.first(x))))
+
+
+CONTAINERS = [
+    pytest.param(lambda y: {"y": y, "all": [y, (y,)]}, True, id="dict"),
+    pytest.param(lambda y: [y, {"y": y}], True, id="list"),
+    pytest.param(lambda y: OrderedDict(y=y, all=[y]), True, id="OrderedDict"),
+    pytest.param(lambda y: Named(y, [y]), True, id="NamedTuple"),
+    pytest.param(lambda y: Counted(y=y), False, id="own"),
+]
+
+
+@pytest.mark.parametrize(("wrap", "fused"), CONTAINERS)
+def test_containers_are_those_of_the_network(wrap: Callable[[Tensor], Any], fused: bool) -> None:
+    x = torch.randn(4, 3, 5, 5)
+    model = calibrated(Returning(wrap), x, bits=(8, 4), first_last=8)
+    engine, modules = bs.deploy(model), bs.deploy(model, fuse=False)
+    assert engine.plan.startswith("as a graph") == fused
+    found, expected = engine(x), modules(x)
+
+    def compare(one: Any, other: Any) -> None:
+        assert type(one) is type(other)
+        if isinstance(one, Tensor):
+            torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+            return
+        assert len(one) == len(other)
+        pairs = [(one[k], other[k]) for k in other] if isinstance(other, dict) else zip(one, other, strict=True)
+        for a, b in pairs:
+            compare(a, b)
+
+    compare(found, expected)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Attribute
 
 from bitswitch.layers.attention import ProjectedMultiheadAttention
@@ -50,6 +52,14 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        # Of these torch.fx would make plain ones.
+        if type(a) is OrderedDict:
+            return self.create_node("call_function", OrderedDict, (super().create_arg(list(a.items())),), {})
+        if isinstance(a, (list, dict)) and type(a) not in (list, dict, immutable_list, immutable_dict):
+            raise TypeError(f"a {type(a).__name__} has no place in a graph")
+        return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, (SwitchableLayer, PerWidthNorm, ProjectedMultiheadAttention)) or m in self.opaque:
