@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
@@ -222,3 +223,40 @@ def test_containers_are_those_of_the_network(wrap: Callable[[Tensor], Any], fuse
             compare(a, b)
 
     compare(found, expected)
+
+
+@dataclass
+class Result:
+    """A result that is no container."""
+
+    y: Tensor
+
+
+class Wrapping(nn.Module):
+    """Cannot be traced, and returns an object, or keeps what it has seen."""
+
+    def __init__(self, *, keeps: bool) -> None:
+        super().__init__()
+        self.keeps = keeps
+        self.seen: list[Tensor] = []
+
+    def forward(self, y: Tensor) -> Any:
+        if bool(y.isfinite().all()) and self.keeps:
+            self.seen.append(y)
+            return y
+        return Result(y)
+
+
+@pytest.mark.parametrize("wrap", [Result, Wrapping(keeps=False), Wrapping(keeps=True)], ids=["made", "got", "kept"])
+def test_what_a_call_leaves_behind_stays_as_it_is(wrap: Callable[[Tensor], Any]) -> None:
+    x, other = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
+    model: Any = calibrated(Returning(lambda y: y), x, bits=(8, 4), first_last=8)
+    model.wrap = wrap
+    engine = bs.deploy(model)
+    found: Any = engine(x)
+    assert engine.plan.startswith("as a graph: 2 of 2 calls of integer layers fused\n")
+    network: Any = engine.network
+    left = network.wrap.seen[-1] if isinstance(found, Tensor) else found.y
+    kept = left.clone()
+    engine(other)
+    assert torch.equal(left, kept)
