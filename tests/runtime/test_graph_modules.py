@@ -260,3 +260,25 @@ def test_what_a_call_leaves_behind_stays_as_it_is(wrap: Callable[[Tensor], Any])
     kept = left.clone()
     engine(other)
     assert torch.equal(left, kept)
+
+
+class Shifting(nn.Module):
+    """Cannot be traced; changes its input in place, and draws random numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max() > 1:
+            x.sub_(0.5)
+        return x + torch.rand(1)
+
+
+def test_plans_are_made_without_a_trace() -> None:
+    network = nn.Sequential(Shifting(), nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    model = calibrated(network, torch.randn(4, 3, 5, 5), bits=(8, 4), first_last=8)
+    x = torch.linspace(-3, 3, 300).view(4, 3, 5, 5)
+    found: list[list[Tensor]] = []
+    for fuse in (True, False):
+        engine, given = bs.deploy(model, fuse=fuse), x.clone()
+        torch.manual_seed(1)
+        found.append([engine(given), given, torch.rand(1)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -45,12 +45,34 @@ class Fit:
 
 
 def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module, inputs: Mapping[str, Tensor]) -> Fit:
-    """Fit a plan to inputs, by running what is left to PyTorch: on them, and on zeros where kernels would compute.
+    """Fit a plan to inputs, by running what is left to PyTorch: on copies, and on zeros where kernels would compute.
+
+    Random numbers that it draws are drawn again later.
 
     Raises:
         ShapeError: the plan does not fit.
     """
-    samples: dict[str, Any] = dict(inputs)
+    with torch.random.fork_rng(devices=()):
+        shapes, last = _find_shapes(plan, geometries, bound, model, inputs)
+    requests = _requests(plan, shapes)
+    shared = _share(plan, requests)
+    places, size = place(requests)
+    head, busy = choose_head(plan, shapes, requests, size, torch.get_num_threads()), size
+    if head is not None:
+        busy = max(bytes_in_use(requests, len(plan.nodes))[head.nodes :])
+        places, size = place(requests_with_head(requests, head))
+        head = replace(head, whole=head.whole | {key for key, holder in shared.items() if holder in head.whole})
+    for key, holder in shared.items():
+        places[key] = places[holder]
+    return Fit(plan, shapes, last, places, size, head, busy)
+
+
+def _find_shapes(
+    plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module, inputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Shape], frozenset[str]]:
+    """Return the shapes of all values, and which of them PyTorch computes with their channels last in memory."""
+    # A module that is left to PyTorch may change its input.
+    samples: dict[str, Any] = {name: tensor.clone() for name, tensor in inputs.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
     needed = {name for node in plan.nodes if isinstance(node, TorchNode) for name in node.inputs}
     for node in plan.nodes:
@@ -64,17 +86,7 @@ def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module,
         if node.name in needed:
             samples[node.name] = torch.zeros(shape) if isinstance(node, LinearNode) else _image(shape)
     last = frozenset(name for name, value in samples.items() if isinstance(value, Tensor) and is_channels_last(value))
-    requests = _requests(plan, shapes)
-    shared = _share(plan, requests)
-    places, size = place(requests)
-    head, busy = choose_head(plan, shapes, requests, size, torch.get_num_threads()), size
-    if head is not None:
-        busy = max(bytes_in_use(requests, len(plan.nodes))[head.nodes :])
-        places, size = place(requests_with_head(requests, head))
-        head = replace(head, whole=head.whole | {key for key, holder in shared.items() if holder in head.whole})
-    for key, holder in shared.items():
-        places[key] = places[holder]
-    return Fit(plan, shapes, last, places, size, head, busy)
+    return shapes, last
 
 
 def _check_types(node: Node, samples: Mapping[str, Any]) -> None:
