@@ -108,6 +108,7 @@ class Engine(nn.Module):
 
         Raises:
             PrecisionError, UnknownLayerError, ArgumentError, MissingPlanesError: as `bitswitch.switch`.
+            ArgumentError: an integer layer has an input that is not on the CPU.
         """
         configuration = self._live if precision is None else self._configuration(Precision.of(precision))
         local = self._active.local

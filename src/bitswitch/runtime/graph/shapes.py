@@ -90,9 +90,11 @@ def _find_shapes(
 
 
 def _check_types(node: Node, samples: Mapping[str, Any]) -> None:
-    """Leave what computes on other types than float32 to PyTorch and its rules."""
+    """Leave what computes on other types than float32, or elsewhere than on the CPU, to PyTorch and its rules."""
     for name in node.inputs:
         value = samples.get(name)
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            raise ShapeError(f"{node.name} has an input on {value.device}")
         if isinstance(value, Tensor) and value.dtype is not torch.float32:
             raise ShapeError(f"{node.name} has an input of type {value.dtype}", _call_of(node))
 
