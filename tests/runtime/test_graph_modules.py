@@ -46,6 +46,11 @@ def test_float_convolutions_pad_as_they_say(padding: int) -> None:
     assert ("float convolution 0 + 1" in engine.plan) == (padding == 0)
 
 
+def test_convolutions_of_more_products_than_kernels_sum_run_alone() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 7300, 1), nn.ReLU(), nn.Conv2d(7300, 2, 3))
+    assert "alone: 2" in agree(network, torch.randn(2, 2, 3, 3)).plan
+
+
 @pytest.mark.parametrize(("length", "features"), [(16, 16), (12, 16)])
 def test_batch_norm_over_another_dimension_than_features_is_not_folded(length: int, features: int) -> None:
     norm = nn.BatchNorm1d(length)

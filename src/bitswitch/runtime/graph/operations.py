@@ -13,6 +13,7 @@ from torch import fx, nn
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
 from bitswitch.runtime.graph.purity import argument, function_name, is_from_torch
+from bitswitch.runtime.tiles import MOST_PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def is_integer_conv(module: nn.Module) -> bool:
         and isinstance(module, nn.Conv2d)
         and module.input_quantizer is not None
         and module.weight_quantizer.granularity != "group"
+        and module.in_channels // module.groups * math.prod(module.kernel_size) <= MOST_PRODUCTS
         and _pads_zeros(module)
     )
 
