@@ -211,6 +211,23 @@ def test_a_layer_outside_a_call_runs_at_the_live_precision() -> None:
     assert not torch.equal(network.first(x), found)
 
 
+@pytest.mark.skipif(kernels.native is None, reason="no compiled kernels")
+def test_kernels_run_on_as_many_threads_as_pytorch() -> None:
+    x = torch.randn(4, 8)
+    model = bs.prepare(nn.Sequential(nn.Linear(8, 8)), BITS, force="*", example_inputs=x)
+    bs.calibrate(model, [x])
+    engine, native, before = bs.deploy(model), kernels.native, torch.get_num_threads()
+    assert native is not None
+    found: list[int] = []
+    try:
+        torch.set_num_threads(3)
+        engine(x)
+        run_threads([lambda: (engine(x), found.append(native.max_threads()))])
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3]
+
+
 def test_no_gradients_are_recorded(model: nn.Module) -> None:
     engine = bs.deploy(model)
     assert not engine(X.clone().requires_grad_()).requires_grad

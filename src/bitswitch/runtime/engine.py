@@ -114,6 +114,8 @@ class Engine(nn.Module):
         local = self._active.local
         outer = getattr(local, "configuration", None)
         local.configuration = configuration
+        # Kernels run on as many threads as PyTorch has set, which it does in a new thread when it is first asked.
+        torch.get_num_threads()
         try:
             with torch.no_grad():
                 if not torch.is_autocast_enabled("cpu"):
