@@ -303,6 +303,14 @@ def test_engines_stay_on_the_cpu_in_float32(model: nn.Module) -> None:
     assert not engine.train().training
 
 
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("options", [{"first_last": 8}, {"first_last": 8, "activations": False}], ids=str)
+def test_inputs_on_other_devices_are_refused(fuse: bool, options: dict[str, Any]) -> None:
+    engine = bs.deploy(mixed(**options), fuse=fuse, dynamic=True)
+    with pytest.raises(ArgumentError, match="must be on the CPU, not on meta"):
+        engine(X.to("meta"))
+
+
 def test_the_weight_of_a_layer_can_be_looked_at(model: nn.Module) -> None:
     engine = bs.deploy(model, bits=4)
     bs.switch(model, 4)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import copy
 import gc
 import threading
 import time
@@ -14,7 +16,7 @@ import bitswitch as bs
 from bitswitch import kernels
 from bitswitch.runtime import Engine
 from bitswitch.runtime.tiles import tiles_bytes
-from tests.runtime._networks import BITS, images, mixed
+from tests.runtime._networks import BITS, images, meta, mixed
 
 X = images()
 MAP = bs.Precision.of({"plain": 8, "b": 2, "up": 6}, default=4)
@@ -84,8 +86,6 @@ def test_threads_may_deploy_copies_and_read_planes_at_once(model: nn.Module, tmp
     bs.switch(model, 8)
     bs.save(model, tmp_path)
     expected = bs.deploy(model)(X, precision=8)
-    from tests.runtime._networks import meta
-
     engine = bs.deploy(tmp_path, into=meta(), bits=2)
 
     def work() -> None:
@@ -93,6 +93,32 @@ def test_threads_may_deploy_copies_and_read_planes_at_once(model: nn.Module, tmp
 
     run_threads([work] * 6)
     assert engine.network.get_submodule("plain").num_planes == 8
+
+
+def test_copies_read_planes_one_after_the_other(
+    model: nn.Module, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bs.switch(model, 8)
+    bs.save(model, tmp_path)
+    engine = bs.deploy(tmp_path, into=meta(), bits=2)
+    twin = copy.deepcopy(engine)
+    reader: Any = engine._reader
+    read, both = type(reader).read_planes, threading.Barrier(2)
+
+    def read_planes(self: Any, wanted: Any) -> Any:
+        found = read(self, wanted)
+        # Both would be here at once if nothing kept them apart.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return found
+
+    monkeypatch.setattr(type(reader), "read_planes", read_planes)
+    run_threads([lambda: bs.switch(engine, 8), lambda: bs.switch(twin, 6)])
+    assert engine.network.get_submodule("plain").num_planes == 8
+    expected = bs.deploy(model)
+    for bits in (8, 6):
+        assert torch.equal(engine(X, precision=bits), expected(X, precision=bits))
+        assert torch.equal(twin(X, precision=bits), expected(X, precision=bits))
 
 
 class Pause(nn.Module):
@@ -183,6 +209,23 @@ def test_a_layer_outside_a_call_runs_at_the_live_precision() -> None:
     found = network.first(x)
     bs.switch(engine, 8)
     assert not torch.equal(network.first(x), found)
+
+
+@pytest.mark.skipif(kernels.native is None, reason="no compiled kernels")
+def test_kernels_run_on_as_many_threads_as_pytorch() -> None:
+    x = torch.randn(4, 8)
+    model = bs.prepare(nn.Sequential(nn.Linear(8, 8)), BITS, force="*", example_inputs=x)
+    bs.calibrate(model, [x])
+    engine, native, before = bs.deploy(model), kernels.native, torch.get_num_threads()
+    assert native is not None
+    found: list[int] = []
+    try:
+        torch.set_num_threads(3)
+        engine(x)
+        run_threads([lambda: (engine(x), found.append(native.max_threads()))])
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3]
 
 
 def test_no_gradients_are_recorded(model: nn.Module) -> None:

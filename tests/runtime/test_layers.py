@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import bitswitch as bs
 from bitswitch import kernels
+from bitswitch.errors import ArgumentError
 from bitswitch.runtime import Engine
 
 BITS = (8, 6, 4, 3, 2)
@@ -265,6 +266,17 @@ def test_inputs_of_other_sizes_are_refused(fuse: bool) -> None:
     for index in (-1, 11):
         with pytest.raises(IndexError):
             engine(nn.Embedding(11, 4), torch.tensor([0, 10]))(torch.tensor([index]))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("fuse", [True, False])
+def test_kernels_that_do_not_fit_into_an_image_are_refused(fuse: bool, size: int) -> None:
+    x = torch.randn(2, 3, 6, 6)
+    model = bs.prepare(nn.Sequential(nn.Conv2d(3, 4, 3)), BITS, force="0", example_inputs=x)
+    bs.calibrate(model, [x])
+    # The references leave it to PyTorch to say so.
+    with pytest.raises((ArgumentError, RuntimeError), match=r"does not fit into|can't be greater than"):
+        bs.deploy(model, fuse=fuse)(x[:, :, :size, :size])
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(12, 5), nn.Conv1d(12, 5, 3), nn.ConvTranspose1d(12, 6, 3, groups=2)])

@@ -97,8 +97,6 @@ def _pack_depthwise(codes: Tensor) -> PackedConv:
 
 def _window(window: Window, stride: int) -> list[int]:
     out_height, out_width = window.out_size
-    if out_height < 1 or out_width < 1:
-        raise ArgumentError(f"a window of {window.kernel} does not fit into {window.height} × {window.width}")
     size = (window.batch, window.height, window.width, out_height, out_width)
     return [*size, *window.kernel, *window.stride, window.padding[0], window.padding[2], *window.dilation, stride]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitswitch import kernels
+from bitswitch.errors import ArgumentError
 from bitswitch.runtime.layers import IntegerLayer, Operands, encode, multiply_codes
 
 
@@ -148,10 +149,15 @@ def patches(
 
     Returns:
         (B · pixels, C · taps), contiguous, in the order of the flattened weight; and the spatial size.
+
+    Raises:
+        ArgumentError: the kernel does not fit into the input.
     """
     x = x.contiguous()
     spatial = x.shape[2:]
     size = tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(spatial, kernel, stride, dilation, strict=True))
+    if min(size) < 1:
+        raise ArgumentError(f"a window of {kernel} does not fit into a padded image of {tuple(spatial)}")
     strides = x.stride()
     shape = (x.shape[0], *size, x.shape[1], *kernel)
     steps = (

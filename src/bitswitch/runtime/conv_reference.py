@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitswitch.errors import ArgumentError
+
 
 def channel_stride(channels: int) -> int:
     """Return the codes of one pixel: channels rounded up to a multiple of four."""
@@ -33,11 +35,17 @@ class Window:
 
     @property
     def out_size(self) -> tuple[int, int]:
-        """Height and width of the output."""
+        """Height and width of the output.
+
+        Raises:
+            ArgumentError: the window does not fit into the padded image.
+        """
         top, bottom, left, right = self.padding
         sizes = (self.height + top + bottom, self.width + left + right)
         pairs = zip(sizes, self.kernel, self.stride, self.dilation, strict=True)
         height, width = ((size - d * (k - 1) - 1) // s + 1 for size, k, s, d in pairs)
+        if height < 1 or width < 1:
+            raise ArgumentError(f"a window of {self.kernel} does not fit into a padded image of {sizes}")
         return height, width
 
 

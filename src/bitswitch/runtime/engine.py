@@ -40,6 +40,7 @@ class Engine(nn.Module):
         cache: of what is derived from the weights.
         fuse: whether to run the network as a graph if it can be turned into one.
         active: what integer layers ask for their configuration, if the network has been converted.
+        lock: held while planes are read, by all engines that share the stored weights.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class Engine(nn.Module):
         *,
         fuse: bool = True,
         active: Active | None = None,
+        lock: threading.RLock | None = None,
     ) -> None:
         super().__init__()
         self._active = Active() if active is None else active
-        self._lock = threading.RLock()
+        self._lock = threading.RLock() if lock is None else lock
         # Plain containers, whose single operations need no lock.
         self._recent: dict[Precision, Configuration] = {}
         self._gone: set[tuple[str, int]] = set()
@@ -106,11 +108,14 @@ class Engine(nn.Module):
 
         Raises:
             PrecisionError, UnknownLayerError, ArgumentError, MissingPlanesError: as `bitswitch.switch`.
+            ArgumentError: an integer layer has an input that is not on the CPU.
         """
         configuration = self._live if precision is None else self._configuration(Precision.of(precision))
         local = self._active.local
         outer = getattr(local, "configuration", None)
         local.configuration = configuration
+        # Kernels run on as many threads as PyTorch has set, which it does in a new thread when it is first asked.
+        torch.get_num_threads()
         try:
             with torch.no_grad():
                 if not torch.is_autocast_enabled("cpu"):
@@ -192,14 +197,15 @@ class Engine(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        """Return an engine of its own precision and modules; planes and the cache, which never change, are shared."""
+        """Return an engine of its own precision and modules; planes and the cache are shared."""
         state: EngineState = self.__dict__["_bitswitch"]
         active = Active()
         active.live = self._live
         memo[id(self._active)] = active
         memo.update({id(weight): weight for weight in self._weights.values()})
         network = copy.deepcopy(self.network, memo)
-        return Engine(network, replace(state), self._weights, self._reader, self.cache, fuse=self._fuse, active=active)
+        shared = (self._weights, self._reader, self.cache)
+        return Engine(network, replace(state), *shared, fuse=self._fuse, active=active, lock=self._lock)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise PrepareError(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitswitch.errors import PrepareError
+from bitswitch.errors import ArgumentError, PrepareError
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
 from bitswitch.rounding import uint_range
@@ -181,7 +181,13 @@ class FollowingNorm(PerWidthNorm):
 
 
 def encode(x: Tensor, operands: Operands) -> tuple[Tensor, Tensor | None]:
-    """Return the uint8 codes of contiguous float rows, and the scale of each row if they have their own."""
+    """Return the uint8 codes of contiguous float rows, and the scale of each row if they have their own.
+
+    Raises:
+        ArgumentError: the rows are not on the CPU.
+    """
+    if x.device.type != "cpu":
+        raise ArgumentError(f"the input of an integer layer must be on the CPU, not on {x.device}")
     if x.dtype not in FLOATS:
         x = x.float()
     if operands.scale is None:

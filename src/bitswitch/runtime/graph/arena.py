@@ -47,6 +47,14 @@ def place(requests: Mapping[Any, Request]) -> tuple[dict[Any, int], int]:
     return offsets, total + _ALIGNMENT
 
 
+def _num_users(tensor: Tensor) -> int:
+    """Return how many tensors share a tensor's memory, and what PyTorch itself adds to that."""
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+_ALONE = _num_users(torch.empty(1))
+
+
 class Arenas:
     """Blocks of memory, each for one run at a time. Those that are idle are kept: always one, more within a limit.
 
@@ -69,7 +77,9 @@ class Arenas:
         return torch.empty(-(-size // 4))
 
     def give(self, arena: Tensor) -> None:
-        """Take a block back that nobody uses any longer."""
+        """Take a block back, unless something that a run has left behind has a view of it."""
+        if _num_users(arena) > _ALONE:
+            return
         with self._lock:
             self._idle.append(arena)
             while len(self._idle) > 1 and self.num_bytes > self._limit():

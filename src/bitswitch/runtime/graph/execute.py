@@ -148,7 +148,7 @@ class GraphExecutor:
                 return self._run_parts(bound, inputs, part)
         arena = self.arenas.take(fit.size)
         result = program.run(arena, inputs)
-        # Not after an exception: somebody may still have views of it.
+        # Not after an exception, whose traceback has views of it.
         self.arenas.give(arena)
         return result
 

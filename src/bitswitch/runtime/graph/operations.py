@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
-from bitswitch.runtime.graph.purity import argument, function_name
+from bitswitch.runtime.graph.purity import argument, function_name, is_from_torch
+from bitswitch.runtime.tiles import MOST_PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def clamp_of(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[float, float
         if type(module) is nn.ReLU:
             return 0.0, math.inf
         return (float(module.min_val), float(module.max_val)) if type(module) in (nn.ReLU6, nn.Hardtanh) else None
-    if node.op not in ("call_function", "call_method") or not _from_torch(node):
+    if not is_from_torch(node):
         return None
     name = function_name(node)
     if name == "relu":
@@ -56,13 +57,6 @@ def _bounds(low: Any, high: Any) -> tuple[float, float] | None:
     if not all(item is None or isinstance(item, (int, float)) for item in (low, high)):
         return None
     return (-math.inf if low is None else float(low), math.inf if high is None else float(high))
-
-
-def _from_torch(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return True
-    module = getattr(node.target, "__module__", None) or "torch"
-    return module.split(".")[0] in ("torch", "_operator")
 
 
 def summands_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -85,7 +79,7 @@ def max_pool_of(node: fx.Node, modules: dict[str, nn.Module]) -> MaxPool | None:
         values = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
         ceil_mode = pool.ceil_mode
     else:
-        if node.op != "call_function" or function_name(node) not in ("max_pool2d", "_max_pool2d", "boolean_dispatch"):
+        if node.op != "call_function" or function_name(node) not in ("max_pool2d", "_max_pool2d"):
             return None
         kernel = argument(node, 1, "kernel_size", None)
         stride = argument(node, 2, "stride", None)
@@ -107,7 +101,7 @@ def mean_of(node: fx.Node, modules: dict[str, nn.Module]) -> bool | None:
         pool = modules[str(node.target)]
         is_global = type(pool) is nn.AdaptiveAvgPool2d and _pair(pool.output_size) == (1, 1)
         return True if is_global else None
-    if not _from_torch(node) or node.op not in ("call_function", "call_method"):
+    if not is_from_torch(node):
         return None
     name = function_name(node)
     if name == "adaptive_avg_pool2d":
@@ -133,12 +127,13 @@ def is_integer_conv(module: nn.Module) -> bool:
         and isinstance(module, nn.Conv2d)
         and module.input_quantizer is not None
         and module.weight_quantizer.granularity != "group"
-        and (module.padding_mode == "zeros" or not _pads(module))
+        and module.in_channels // module.groups * math.prod(module.kernel_size) <= MOST_PRODUCTS
+        and _pads_zeros(module)
     )
 
 
-def _pads(conv: nn.Conv2d) -> bool:
-    return any(p != 0 for p in conv._reversed_padding_repeated_twice)
+def _pads_zeros(conv: nn.Conv2d) -> bool:
+    return conv.padding_mode == "zeros" or not any(conv._reversed_padding_repeated_twice)
 
 
 def is_integer_linear(module: nn.Module) -> bool:
@@ -147,16 +142,20 @@ def is_integer_linear(module: nn.Module) -> bool:
 
 
 def is_plain_conv(module: nn.Module) -> bool:
-    """Whether a module is a float 2d convolution of PyTorch itself."""
-    return type(module) is nn.Conv2d
+    """Whether a module is a float 2d convolution of PyTorch itself that pads with zeros."""
+    return type(module) is nn.Conv2d and _pads_zeros(module)
 
 
 _NORMS = {nn.Conv2d: (nn.BatchNorm2d, nn.SyncBatchNorm), nn.Linear: (nn.BatchNorm1d,)}
 
 
 def is_foldable(norm: nn.Module, layer: nn.Module) -> bool:
-    """Whether a BatchNorm, of its own for each width or not, is an affine map of a layer's output channels."""
+    """Whether a BatchNorm, of its own for each width or not, is an affine map of a layer's output channels.
+
+    After a linear layer it is one on rows (N, C) only; of (N, L, C) it normalises L.
+    """
     kinds = next((kinds for kind, kinds in _NORMS.items() if isinstance(layer, kind)), ())
+    outputs = layer.out_channels if isinstance(layer, nn.Conv2d) else getattr(layer, "out_features", None)
     # The copies have the class that the network was built with; one of another library may do more than normalise.
-    copies = norm.norms.values() if isinstance(norm, PerWidthNorm) else (norm,)
-    return all(type(copy) in kinds and getattr(copy, "running_mean", None) is not None for copy in copies)
+    copies: Any = norm.norms.values() if isinstance(norm, PerWidthNorm) else (norm,)
+    return all(type(n) in kinds and n.running_mean is not None and n.num_features == outputs for n in copies)

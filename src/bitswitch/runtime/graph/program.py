@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from bitswitch.runtime.graph.geometry import ShapeError
-from bitswitch.runtime.graph.values import as_float
+from bitswitch.runtime.graph.values import as_float, fill
 
 # A view of the arena: shape, strides and offset in elements.
 View = tuple[tuple[int, ...], tuple[int, ...], int]
@@ -105,7 +104,7 @@ class Program:
     by_sample: bool
 
     def run(self, arena: Tensor, inputs: Mapping[str, Any]) -> Any:
-        """Run the network; the result is in memory of its own."""
+        """Run the network; tensors that it returns, alone or in tuples, lists and dicts, are in memory of their own."""
         run = Run(arena, inputs, self.num_memories)
         for stage in self.stages:
             stage.run(run)
@@ -118,4 +117,4 @@ class Program:
                 return value.clone() if value.untyped_storage().data_ptr() == storage else value
             return pytree.tree_map_only(Tensor, own, value) if isinstance(value, (tuple, list, dict)) else value
 
-        return map_arg(self.output, lambda node: own(run.values[node.name]))
+        return fill(self.output, lambda node: own(run.values[node.name]))

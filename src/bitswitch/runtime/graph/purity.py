@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.norm import PerWidthNorm
+
 
 class UntraceableError(Exception):
     """A network cannot be turned into a graph; the engine then runs it module by module. The message says why."""
@@ -53,20 +56,49 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-_IN_PLACE_OPERATORS: dict[Any, Callable[..., Any]] = {
+IN_PLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+    operator.ilshift: operator.lshift,
+    operator.irshift: operator.rshift,
 }
-# May return a view of an argument, so that a change of one is a change of the other.
+"""Augmented assignments, and what they compute."""
+_IN_PLACE_METHODS = frozenset(f"__{function.__name__}__" for function in IN_PLACE_OPERATORS)
+# Return a view of an argument, or the argument itself, and do nothing else.
 _VIEWS = frozenset(
     """
     getitem view reshape flatten squeeze unsqueeze transpose permute chunk split tensor_split unbind select narrow
     expand contiguous to float detach movedim swapaxes unflatten t view_as reshape_as dropout stochastic_depth
     """.split()  # noqa: SIM905
 )
+# Return new memory whatever their arguments are. What is in neither list may do either.
+_FRESH = frozenset(
+    """
+    add sub mul truediv div floordiv mod pow neg abs square sqrt rsqrt exp log sin cos erf reciprocal floor ceil round
+    sign eq ne lt le gt ge and_ or_ xor invert where maximum minimum clamp clip clamp_min clamp_max
+    matmul mm bmm addmm baddbmm linear bilinear scaled_dot_product_attention multi_head_attention_forward
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding
+    batch_norm layer_norm group_norm instance_norm normalize
+    relu relu6 elu selu celu gelu silu mish leaky_relu prelu hardtanh hardswish hardsigmoid sigmoid tanh softmax
+    log_softmax softplus softsign logsigmoid glu
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate pad grid_sample
+    sum mean amax amin argmax argmin max min var std norm cumsum prod logsumexp topk sort
+    cat concat stack clone repeat repeat_interleave flip roll gather index_select masked_fill one_hot
+    zeros_like ones_like full_like new_zeros new_ones new_full
+    """.split()  # noqa: SIM905
+)
 _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+_MAY_VIEW_MODULES = (*_VIEW_MODULES, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+_NUMBERS = frozenset(["shape", "ndim", "dtype", "device", "size", "dim", "ndimension", "numel", "nelement", "stride"])
 
 
 def function_name(node: fx.Node) -> str:
@@ -74,51 +106,89 @@ def function_name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
+def is_from_torch(node: fx.Node) -> bool:
+    """Whether a node calls a method, or a function or operator that is PyTorch's or Python's own."""
+    if node.op == "call_method":
+        return True
+    module = getattr(node.target, "__module__", None) or "torch"
+    return node.op == "call_function" and module.split(".")[0] in ("torch", "_operator")
+
+
 def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node changes one of its arguments."""
     if node.op == "call_module":
         return bool(getattr(modules.get(str(node.target)), "inplace", False))
-    if node.op == "call_function" and node.target in _IN_PLACE_OPERATORS:
+    if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
         return True
     name = function_name(node)
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in ("setitem", "delitem") or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE_METHODS
+    return in_place or name in ("setitem", "delitem") or bool(node.kwargs.get("inplace")) or _has_out(node)
+
+
+def _has_out(node: fx.Node) -> bool:
+    return node.kwargs.get("out") is not None
 
 
 def may_view(node: fx.Node, modules: Mapping[str, Any]) -> bool:
-    """Whether the result of a node may share memory with an argument."""
+    """Whether a node does nothing but to return a view of an argument, or possibly a copy of it."""
     if node.op == "call_module":
         return isinstance(modules.get(str(node.target)), _VIEW_MODULES)
     return node.op in ("call_function", "call_method") and function_name(node) in _VIEWS
+
+
+def _is_fresh(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the result of a node certainly shares no memory with its arguments."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        known = isinstance(module, (SwitchableLayer, PerWidthNorm)) or type(module).__module__.startswith("torch.nn.")
+        changes = getattr(module, "inplace", False) or module._forward_hooks
+        return known and not changes and not isinstance(module, _MAY_VIEW_MODULES)
+    return is_from_torch(node) and function_name(node) in _FRESH and not node.kwargs.get("inplace")
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node is a number or a tuple of them, of which an augmented assignment makes a new one."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _NUMBERS
+    if node.op == "call_method":
+        return node.target in _NUMBERS
+    inputs = node.all_input_nodes
+    computed = node.op == "call_function" and getattr(node.target, "__module__", None) == "_operator"
+    return computed and bool(inputs) and all(_is_number(item) for item in inputs)
 
 
 def _make_pure(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """Replace operations in place: later readers of what they changed read their result instead.
 
     Raises:
-        UntraceableError: an operation in place changes what is also read through another view.
+        UntraceableError: an operation in place changes what the network holds, or what may also be read through another
+            view.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.op in ("placeholder", "get_attr", "output") or not _is_in_place(node, modules):
             continue
         changed = node.args[0] if node.args else node.kwargs.get("input")
-        if not isinstance(changed, fx.Node) or function_name(node) in ("setitem", "delitem") or "out" in node.kwargs:
+        unknown = function_name(node) in ("setitem", "delitem", *_IN_PLACE_METHODS) or _has_out(node)
+        if not isinstance(changed, fx.Node) or unknown:
             raise UntraceableError(f"{node.name} changes a tensor in place")
-        others = _alias_set(changed, modules) - {changed}
-        if any(order[user] > order[node] for alias in others for user in alias.users):
-            raise UntraceableError(f"{node.name} changes a tensor in place that is also read through a view")
-        changed.replace_all_uses_with(node, delete_user_cb=lambda user, at=order[node]: order[user] > at)
+        if not _is_number(changed):
+            aliases = _aliases(changed, modules, {item for item in order if order[item] < order[node]})
+            if any(item.op == "get_attr" for item in aliases):
+                raise UntraceableError(f"{node.name} changes a tensor of the network in place")
+            if any(order[user] > order[node] for item in aliases - {changed} for user in item.users):
+                raise UntraceableError(f"{node.name} changes a tensor in place that is also read through a view")
+            changed.replace_all_uses_with(node, delete_user_cb=lambda user, at=order[node]: order[user] > at)
         _make_node_pure(node)
 
 
-def _alias_set(node: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
-    """Return all nodes that may share memory with a node."""
+def _aliases(node: fx.Node, modules: dict[str, nn.Module], among: set[fx.Node]) -> set[fx.Node]:
+    """Return all nodes that may share memory with a node, among some."""
     found, todo = {node}, [node]
     while todo:
         item = todo.pop()
-        near = [user for user in item.users if may_view(user, modules)]
-        if may_view(item, modules):
+        near = [user for user in item.users if user in among and not _is_fresh(user, modules)]
+        if not _is_fresh(item, modules):
             near += item.all_input_nodes
         todo += [n for n in near if n not in found]
         found.update(near)
@@ -127,8 +197,8 @@ def _alias_set(node: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
 
 def _make_node_pure(node: fx.Node) -> None:
     """Give a node the pure form of its operation; modules with `inplace` are made pure where they are run."""
-    if node.op == "call_function" and node.target in _IN_PLACE_OPERATORS:
-        node.target = _IN_PLACE_OPERATORS[node.target]
+    if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
+        node.target = IN_PLACE_OPERATORS[node.target]  # pyright: ignore[reportArgumentType]
     elif node.op == "call_method" and str(node.target).endswith("_"):
         node.target = str(node.target)[:-1]
     elif node.kwargs.get("inplace"):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.node import map_arg
 
 from bitswitch.runtime import conv_reference
 from bitswitch.runtime.conv_reference import Epilogue, Window
@@ -16,7 +15,7 @@ from bitswitch.runtime.graph.geometry import ConvGeometry, Geometries, pool_wind
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode, Node, PoolNode, TorchNode
 from bitswitch.runtime.graph.operands import Bound, FloatOperands, LayerOperands
 from bitswitch.runtime.graph.plan import Plan
-from bitswitch.runtime.graph.values import as_float, as_nhwc, operation, summand, view_nchw
+from bitswitch.runtime.graph.values import as_float, as_nhwc, fill, operation, summand, view_nchw
 
 _UNBOUNDED = Epilogue().clamp
 
@@ -49,7 +48,7 @@ def execute_reference(
     run = _Run(plan, geometries, bound, model, dict(inputs), watch)
     for node in plan.nodes:
         run.execute(node)
-    return map_arg(plan.output, lambda node: run.values[node.name])
+    return fill(plan.output, lambda node: run.values[node.name])
 
 
 class _Run:

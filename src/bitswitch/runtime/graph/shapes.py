@@ -45,25 +45,15 @@ class Fit:
 
 
 def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module, inputs: Mapping[str, Tensor]) -> Fit:
-    """Fit a plan to inputs, by running what is left to PyTorch: on them, and on zeros where kernels would compute.
+    """Fit a plan to inputs, by running what is left to PyTorch: on copies, and on zeros where kernels would compute.
+
+    Random numbers that it draws are drawn again later.
 
     Raises:
         ShapeError: the plan does not fit.
     """
-    samples: dict[str, Any] = dict(inputs)
-    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-    needed = {name for node in plan.nodes if isinstance(node, TorchNode) for name in node.inputs}
-    for node in plan.nodes:
-        if isinstance(node, TorchNode):
-            samples[node.name] = result = operation(node.operation, bound, model)(samples)
-            if isinstance(result, Tensor):
-                shapes[node.name] = tuple(result.shape)
-            continue
-        _check_types(node, samples)
-        shapes[node.name] = shape = _shape(node, geometries, shapes)
-        if node.name in needed:
-            samples[node.name] = torch.zeros(shape) if isinstance(node, LinearNode) else _image(shape)
-    last = frozenset(name for name, value in samples.items() if isinstance(value, Tensor) and is_channels_last(value))
+    with torch.random.fork_rng(devices=()):
+        shapes, last = _find_shapes(plan, geometries, bound, model, inputs)
     requests = _requests(plan, shapes)
     shared = _share(plan, requests)
     places, size = place(requests)
@@ -77,10 +67,34 @@ def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module,
     return Fit(plan, shapes, last, places, size, head, busy)
 
 
+def _find_shapes(
+    plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module, inputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Shape], frozenset[str]]:
+    """Return the shapes of all values, and which of them PyTorch computes with their channels last in memory."""
+    # A module that is left to PyTorch may change its input.
+    samples: dict[str, Any] = {name: tensor.clone() for name, tensor in inputs.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+    needed = {name for node in plan.nodes if isinstance(node, TorchNode) for name in node.inputs}
+    for node in plan.nodes:
+        if isinstance(node, TorchNode):
+            samples[node.name] = result = operation(node.operation, bound, model)(samples)
+            if isinstance(result, Tensor):
+                shapes[node.name] = tuple(result.shape)
+            continue
+        _check_types(node, samples)
+        shapes[node.name] = shape = _shape(node, geometries, shapes)
+        if node.name in needed:
+            samples[node.name] = torch.zeros(shape) if isinstance(node, LinearNode) else _image(shape)
+    last = frozenset(name for name, value in samples.items() if isinstance(value, Tensor) and is_channels_last(value))
+    return shapes, last
+
+
 def _check_types(node: Node, samples: Mapping[str, Any]) -> None:
-    """Leave what computes on other types than float32 to PyTorch and its rules."""
+    """Leave what computes on other types than float32, or elsewhere than on the CPU, to PyTorch and its rules."""
     for name in node.inputs:
         value = samples.get(name)
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            raise ShapeError(f"{node.name} has an input on {value.device}")
         if isinstance(value, Tensor) and value.dtype is not torch.float32:
             raise ShapeError(f"{node.name} has an input of type {value.dtype}", _call_of(node))
 
@@ -99,6 +113,8 @@ def _shape(node: Node, geometries: Geometries, shapes: Mapping[str, Shape]) -> S
         return (*source[:2], *pool_window(node.pool, source).out_size)
     if isinstance(node, MeanNode):
         return (*source[:2], 1, 1) if node.keep else source[:2]
+    if isinstance(node, LinearNode) and node.norm is not None and len(source) != 2:
+        raise ShapeError(f"{node.norm} normalises another dimension than the features of {source}", node.call)
     assert isinstance(node, (ConvNode, FloatConvNode, LinearNode))
     geometry = geometries[node.layer]
     try:

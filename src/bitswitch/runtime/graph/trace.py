@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.fx.proxy import Attribute
 
 from bitswitch.layers.attention import ProjectedMultiheadAttention
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.modes import in_mode
 from bitswitch.layers.norm import PerWidthNorm
-from bitswitch.runtime.graph.purity import UntraceableError, simplify
+from bitswitch.runtime.graph.purity import IN_PLACE_OPERATORS, UntraceableError, simplify
 
 # Retries of a trace, each with one more module that is not looked into.
 _MAX_RETRIES = 64
 _SIMPLE = (type(None), bool, int, float, str)
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that records augmented assignments, of which those of torch.fx only see that a new value is computed."""
+
+    def __getattr__(self, k: str) -> _Attribute:
+        return _Attribute(self, k)
+
+
+class _Attribute(_Proxy, Attribute):
+    """An attribute of a value, which may be a method or a view of it."""
+
+
+def _recorder(function: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_function.__name__}__", _recorder(_function))
 
 
 class _Tracer(fx.Tracer):
@@ -26,6 +49,17 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.opaque = opaque
         self.entered: list[nn.Module] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        # Of these torch.fx would make plain ones.
+        if type(a) is OrderedDict:
+            return self.create_node("call_function", OrderedDict, (super().create_arg(list(a.items())),), {})
+        if isinstance(a, (list, dict)) and type(a) not in (list, dict, immutable_list, immutable_dict):
+            raise TypeError(f"a {type(a).__name__} has no place in a graph")
+        return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, (SwitchableLayer, PerWidthNorm, ProjectedMultiheadAttention)) or m in self.opaque:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
 
 from bitswitch.runtime.graph.geometry import ShapeError
 from bitswitch.runtime.graph.nodes import ConvNode
@@ -20,6 +19,25 @@ def attribute_of(model: nn.Module, target: str) -> Any:
     for part in target.split("."):
         value = getattr(value, part)
     return value
+
+
+def fill(argument: Any, value: Callable[[fx.Node], Any]) -> Any:
+    """Return an argument or result of a traced network with values for its nodes, in new lists and dicts.
+
+    Those of torch.fx itself cannot be changed, which a caller or a module may want to do.
+    """
+    if isinstance(argument, fx.Node):
+        return value(argument)
+    if isinstance(argument, tuple):
+        items = [fill(item, value) for item in argument]
+        return type(argument)(*items) if hasattr(argument, "_fields") else tuple(items)
+    if isinstance(argument, list):
+        return [fill(item, value) for item in argument]
+    if isinstance(argument, dict):
+        return {key: fill(item, value) for key, item in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*(fill(item, value) for item in (argument.start, argument.stop, argument.step)))
+    return argument
 
 
 def operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mapping[str, Any]], Any]:
@@ -35,8 +53,8 @@ def operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mappin
         name = str(target)
 
         def call_method(values: Mapping[str, Any]) -> Any:
-            first, *rest = map_arg(args, lambda item: values[item.name])
-            return getattr(first, name)(*rest, **map_arg(kwargs, lambda item: values[item.name]))
+            first, *rest = fill(args, lambda item: values[item.name])
+            return getattr(first, name)(*rest, **fill(kwargs, lambda item: values[item.name]))
 
         return call_method
     if len(args) == 1 and isinstance(args[0], fx.Node) and not kwargs:
@@ -44,8 +62,8 @@ def operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mappin
         return lambda values: function(values[only])
 
     def call(values: Mapping[str, Any]) -> Any:
-        given = map_arg(args, lambda item: values[item.name])
-        return function(*given, **map_arg(kwargs, lambda item: values[item.name]))
+        given = fill(args, lambda item: values[item.name])
+        return function(*given, **fill(kwargs, lambda item: values[item.name]))
 
     return call
 
