@@ -63,6 +63,7 @@ def _switchable_copy(into: nn.Module, folder: Path, config: CheckpointConfig) ->
         apply_table(model, config.table, config.bits, config.options)
     except BitswitchError as error:
         raise CheckpointError(f"{folder}: belongs to another architecture than into=: {error}") from None
+    _move_quantizers(model, into)
     for entry in config.table.select("quantized"):
         if entry.alias_of is not None:
             continue
@@ -75,6 +76,17 @@ def _switchable_copy(into: nn.Module, folder: Path, config: CheckpointConfig) ->
                 f"stored is {stored} with scales {scale_shape(config, entry)}"
             )
     return model
+
+
+def _move_quantizers(model: nn.Module, into: nn.Module) -> None:
+    """Move quantizers to where `into` has the weights that are on the meta device in its copy."""
+    originals = dict(into.named_modules(remove_duplicate=False))
+    for name, layer in iter_layers(model):
+        weight = originals[name]._parameters.get("weight") if name in originals else None
+        if weight is not None and not weight.is_meta:
+            for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+                if quantizer is not None:
+                    quantizer.to(weight.device)
 
 
 def _weights_on_meta(into: nn.Module, config: CheckpointConfig) -> dict[int, nn.Parameter]:
