@@ -256,7 +256,7 @@ attack("batches-negative", "num_batches_tracked", scalar("bn.norms.3.num_batches
 attack("bias-nan", "'mid.bias': contains NaN", lambda f: f.base.put("mid.bias", struct.pack("<3f", 0, float("nan"), 0)))
 attack(
     "bias-infinite",
-    "'mid.bias': has infinite",
+    "'mid.bias': has NaN or infinite",
     lambda f: f.base.put("mid.bias", struct.pack("<3f", 0, float("inf"), 0)),
 )
 attack(

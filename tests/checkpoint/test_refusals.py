@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,12 +76,21 @@ def test_models_that_cannot_be_saved(tmp_path: Path, trained: Make, net: Make, x
         checkpoint.save(net(), tmp_path / "a")
     with pytest.raises(CalibrationError, match="no scales yet"):
         checkpoint.save(bs.prepare(net(), example_inputs=x), tmp_path / "a")
-    for attribute, message in (("a.weight", "layer 'a' has NaN"), ("head.bias", "'head.bias': contains NaN")):
-        model = trained()
-        with torch.no_grad():
-            model.get_parameter(attribute).flatten()[0] = float("nan")
-        with pytest.raises(CheckpointError, match=message):
-            checkpoint.save(model, tmp_path / "a")
+    checkpoint.save(trained(), tmp_path / "b")
+    before = (tmp_path / "b" / "config.json").read_bytes()
+    for value in (math.nan, math.inf, -math.inf):
+        for attribute, message in (("a.weight", "layer 'a' has NaN or inf"), ("head.bias", "'head.bias': has NaN or")):
+            model = trained()
+            with torch.no_grad():
+                model.get_parameter(attribute).flatten()[0] = value
+            for folder in ("a", "b"):
+                with pytest.raises(CheckpointError, match=message):
+                    checkpoint.save(model, tmp_path / folder)
+    model = trained()
+    model.mask[0] = math.nan  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(CheckpointError, match="'mask': contains NaN"):
+        checkpoint.save(model, tmp_path / "a")
+    assert (tmp_path / "b" / "config.json").read_bytes() == before
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="expected a folder"):
         checkpoint.save(trained(), tmp_path / "file")

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bitswitch as bs
 from bitswitch import checkpoint
+from bitswitch.checkpoint import opening
+from bitswitch.checkpoint.config import read_config
 from bitswitch.errors import (
     ArgumentError,
     CheckpointError,
@@ -231,6 +234,21 @@ def test_half_precision_and_odd_state(tmp_path: Path, net: Make, x: Tensor) -> N
         bs.switch(model, bits)
         bs.switch(loaded, bits)
         assert torch.equal(model(x.bfloat16()), loaded(x.bfloat16()))
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_quantizers_go_where_the_weights_were(
+    tmp_path: Path, trained: Make, net: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(trained(), tmp_path)
+    moved: dict[nn.Module | None, torch.device] = {}
+    # Fake tensors say that they are on a GPU, on machines without one too, but modules made of them cannot be moved.
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: moved.setdefault(module, device) and module)
+    with FakeTensorMode(), torch.device("cuda"):
+        into = net()
+    model = opening._switchable_copy(into, tmp_path, read_config(tmp_path))
+    for _, layer in iter_layers(model):
+        assert moved[layer.weight_quantizer] == moved[layer.input_quantizer] == into.get_parameter("a.weight").device
 
 
 def test_links_to_regular_files_are_followed(tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:

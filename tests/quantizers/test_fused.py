@@ -276,12 +276,26 @@ def test_embedding_rows(granularity: Granularity, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_kernels_run_where_they_can(dtype: torch.dtype) -> None:
-    x = torch.zeros(3, dtype=dtype)
-    assert _fused.usable(x)
-    assert _fused.usable(torch.nn.Parameter(x))
-    assert not _fused.usable(x.half())
-    assert not _fused.usable(x.double())
-    assert not _fused.usable(x.to("meta"))
+    x, scale = torch.zeros(3, dtype=dtype), torch.ones(())
+    assert _fused.usable(x, scale)
+    assert _fused.usable(torch.nn.Parameter(x), torch.nn.Parameter(scale), scale)
+    assert not _fused.usable(x.half(), scale)
+    assert not _fused.usable(x.double(), scale)
+    assert not _fused.usable(x.to("meta"), scale)
+    assert not _fused.usable(x, scale.to("meta"))
+    assert not _fused.usable(x, scale, scale.to("meta"))
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_quantizers_on_another_device_raise_what_pytorch_does(granularity: Granularity) -> None:
+    x = torch.randn(4, 18)
+    inputs, weights = input_quantizer(True).to("meta"), weight_quantizer(x, granularity).to("meta")
+    with pytest.raises(RuntimeError, match="device meta"):
+        inputs(x, 4)
+    with pytest.raises(RuntimeError, match="device meta"):
+        weights(x, 4)
+    with pytest.raises(RuntimeError, match="device meta"):
+        weights(x[:2], 4, rows=torch.tensor([0, 1]))
 
 
 def test_other_devices_and_types_take_the_plain_formulas() -> None:

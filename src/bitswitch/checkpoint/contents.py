@@ -113,6 +113,17 @@ def check_values(name: str, tensor: Tensor, where: str) -> None:
         raise CheckpointError(f"{where}: tensor {name!r}: expected values of at least 0, found {low}")
 
 
+def check_finite(name: str, parameter: Tensor, where: str) -> None:
+    """Refuse a parameter with NaN or infinite values; buffers may have infinities, such as masks.
+
+    Raises:
+        CheckpointError: naming the parameter.
+    """
+    # `parameter.isfinite().all()` has temporaries of the parameter's size, which would stay in the heap.
+    if parameter.numel() and not all(math.isfinite(extreme.item()) for extreme in parameter.aminmax()):
+        raise CheckpointError(f"{where}: tensor {name!r}: has NaN or infinite values")
+
+
 def check_plane(config: CheckpointConfig, index: int, tensors: Mapping[str, Tensor], where: str) -> None:
     """Check that a plane file has a tensor for each layer that stores the plane, of exactly its size.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from bitswitch._prepare import apply_table
 from bitswitch.checkpoint.config import CheckpointConfig
-from bitswitch.checkpoint.contents import check_form, check_names, input_keys, quantizer_keys, scale_shape
+from bitswitch.checkpoint.contents import check_finite, check_form, check_names, input_keys, quantizer_keys, scale_shape
 from bitswitch.checkpoint.plain_state import plain_state
 from bitswitch.checkpoint.reader import open_base
 from bitswitch.errors import ArgumentError, BitswitchError, CheckpointError, PrepareError
@@ -63,6 +62,7 @@ def _switchable_copy(into: nn.Module, folder: Path, config: CheckpointConfig) ->
         apply_table(model, config.table, config.bits, config.options)
     except BitswitchError as error:
         raise CheckpointError(f"{folder}: belongs to another architecture than into=: {error}") from None
+    _move_quantizers(model, into)
     for entry in config.table.select("quantized"):
         if entry.alias_of is not None:
             continue
@@ -75,6 +75,17 @@ def _switchable_copy(into: nn.Module, folder: Path, config: CheckpointConfig) ->
                 f"stored is {stored} with scales {scale_shape(config, entry)}"
             )
     return model
+
+
+def _move_quantizers(model: nn.Module, into: nn.Module) -> None:
+    """Move quantizers to where `into` has the weights that are on the meta device in its copy."""
+    originals = dict(into.named_modules(remove_duplicate=False))
+    for name, layer in iter_layers(model):
+        weight = originals[name]._parameters.get("weight") if name in originals else None
+        if weight is not None and not weight.is_meta:
+            for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+                if quantizer is not None:
+                    quantizer.to(weight.device)
 
 
 def _weights_on_meta(into: nn.Module, config: CheckpointConfig) -> dict[int, nn.Parameter]:
@@ -132,15 +143,10 @@ def _copy_plain(model: nn.Module, config: CheckpointConfig, tensors: Mapping[str
     check_names({**state, **dict.fromkeys(quantizer_keys(config))}, tensors, where)
     for name, target in state.items():
         check_form(name, tensors[name], tuple(target.shape), target.dtype, where)
-        if isinstance(target, nn.Parameter) and not _is_finite(tensors[name]):
-            raise CheckpointError(f"{where}: tensor {name!r}: has infinite values")
+        if isinstance(target, nn.Parameter):
+            check_finite(name, tensors[name], where)
     for name, target in state.items():
         target.copy_(tensors[name])
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Do what `tensor.isfinite().all()` does without temporaries of the tensor's size, which would stay in the heap."""
-    return tensor.numel() == 0 or all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())
 
 
 def _set_inputs(model: nn.Module, config: CheckpointConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bitswitch._files import FileRecord, locked, remove_unreferenced, seal, write_document, write_tensors
 from bitswitch._planes import pack_plane, planes_needed
 from bitswitch.checkpoint.config import CONFIG_NAME, CheckpointConfig, StoredWeight, has_planes, parse_config
-from bitswitch.checkpoint.contents import check_base, codes_key, input_keys, weight_scale_keys
+from bitswitch.checkpoint.contents import check_base, check_finite, codes_key, input_keys, weight_scale_keys
 from bitswitch.checkpoint.plain_state import plain_state
 from bitswitch.checkpoint.source import FolderPlanes
 from bitswitch.errors import ArgumentError, CalibrationError, CheckpointError, MissingPlanesError
@@ -48,8 +48,8 @@ def save(
         PrepareError, CalibrationError: the model is not prepared or not calibrated.
         PrecisionError, UnknownLayerError, ArgumentError: `precision` or `architecture` is invalid.
         MissingPlanesError: the model was opened from fewer planes than `precision` needs.
-        CheckpointError: the model has values that cannot be stored (NaN, state that is not a tensor), or the folder
-            holds planes of this very model that would be lost.
+        CheckpointError: the model has values that cannot be stored (NaN, infinite parameters, state that is not a
+            tensor), or the folder holds planes of this very model that would be lost.
     """
     network = unwrap(model)
     state = state_of(network)
@@ -138,7 +138,11 @@ def _stored_weights(
 def _base_tensors(
     network: nn.Module, state: ModelState, config: CheckpointConfig, layers: Mapping[str, SwitchableLayer]
 ) -> dict[str, Tensor]:
-    plain = {name: tensor.detach() for name, tensor in plain_state(network, shared=config.options.shared).items()}
+    plain: dict[str, Tensor] = {}
+    for name, tensor in plain_state(network, shared=config.options.shared).items():
+        plain[name] = tensor.detach()
+        if isinstance(tensor, nn.Parameter):
+            check_finite(name, plain[name], "the model")
     quantizers: dict[str, Tensor] = {}
     for entry in state.table.select("quantized"):
         layer = layer_of(network, entry.name)

@@ -21,17 +21,28 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def usable(x: Tensor) -> bool:
-    """Whether kernels can run on a tensor: plain, on the CPU, float32 or bfloat16, and nobody records operations."""
+def usable(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> bool:
+    """Whether kernels can run: all tensors plain and on the CPU, `x` float32 or bfloat16, nobody records operations.
+
+    Args:
+        x: weight or input.
+        scale: its scale, or the parameter that the scale is formed from.
+        zero_point: its zero point, if it has one.
+    """
     return (
         not torch.compiler.is_compiling()
         and kernels.native is not None
         and x.dtype in TYPES
-        and x.device.type == "cpu"
-        and type(x) in _PLAIN
+        and _is_readable(x)
+        and _is_readable(scale)
+        and (zero_point is None or _is_readable(zero_point))
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
     )
+
+
+def _is_readable(x: Tensor) -> bool:
+    return x.is_cpu and type(x) in _PLAIN
 
 
 class WeightConfig(NamedTuple):
