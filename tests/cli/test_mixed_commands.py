@@ -105,6 +105,25 @@ def test_the_subnet_found_is_saved_alone(run: Path, tmp_path: Path, capsys: pyte
     assert sizes[0] < 0.7 * sizes[1]
 
 
+def test_a_subnet_is_saved_over_nothing_else(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(run / "config.json", other)
+    for source, save, message in (
+        (run, run, "is the folder of the network that is searched"),
+        (run, run / "checkpoint", "is the folder of the network that is searched"),
+        (run / "checkpoint", run / "checkpoint", "is the folder of the network that is searched"),
+        (run / "checkpoint", run, "does not belong to a checkpoint"),
+        (run, other, "does not belong to a checkpoint"),
+    ):
+        before = {path: path.read_bytes() for folder in (run, other) for path in folder.rglob("*") if path.is_file()}
+        words = ["--average-bits", "4", "--sensitivity", str(run / "mixed/sensitivity.json"), "--save", str(save)]
+        assert main(["search", str(source), *words, "--output", str(tmp_path / "results")]) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "results").exists()
+        assert all(path.read_bytes() == content for path, content in before.items())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
