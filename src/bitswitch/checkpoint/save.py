@@ -50,7 +50,7 @@ def save(
         PrecisionError, UnknownLayerError, ArgumentError: `precision` or `architecture` is invalid.
         MissingPlanesError: the model was opened from fewer planes than `precision` needs.
         CheckpointError: the model has values that cannot be stored (NaN, state that is not a tensor), or the folder
-            holds planes of this very model that would be lost, or a config.json that is not a checkpoint's.
+            holds planes or widths of this very model that would be lost, or a config.json that is not a checkpoint's.
     """
     network = unwrap(model)
     state = state_of(network)
@@ -208,10 +208,15 @@ def _write_planes(folder: Path, config: CheckpointConfig, layers: Mapping[str, S
 def _refuse_loss(
     folder: Path, state: ModelState, layers: Mapping[str, SwitchableLayer], weights: Mapping[str, StoredWeight]
 ) -> None:
-    """Refuse to replace the checkpoint that a model was opened from by one with fewer planes of it."""
-    source = state.source
+    """Refuse to replace the checkpoint that a model was opened from by one with fewer planes or widths of it."""
+    source = state.source or state.extracted_from
     if not isinstance(source, FolderPlanes) or not source.is_in(folder):
         return
+    if state.extracted_from is not None and (folder / CONFIG_NAME).exists():
+        raise CheckpointError(
+            f"{folder}: the model was extracted from the checkpoint in this folder, and saving there would delete all "
+            "other widths; save to another folder"
+        )
     for name, layer in layers.items():
         index = weights[name].planes
         if layer.is_frozen and source.config.weights[name].planes > index and source.has_plane(index):
