@@ -14,8 +14,10 @@ import pytest
 import bitswitch.training
 from bitswitch.cli import main
 from bitswitch.cli.mixed_options import silent_solver
+from bitswitch.data import ImageSet, load_digits
 from bitswitch.mixed import Sensitivity
 from bitswitch.precision import Precision
+from bitswitch.recipes import loaders
 
 LAYERS = ("block.conv1", "block.conv2", "down", "depthwise", "pointwise")
 # A few measurements, so that it is quick.
@@ -202,6 +204,27 @@ def test_frontier(
     assert main(words) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
     assert main([*words, "--reestimate", "32"]) == 1
+    assert "measurements of another network or other data" in capsys.readouterr().err
+
+
+def test_scores_of_other_images_are_not_used(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["frontier", str(run), "--average-bits", "4", "--random", "0", "--rounds", "0", "--fitted", "0"]
+    plain, own = (
+        [*words, "--reestimate", count, "--output", str(tmp_path / count), "--batch-size"] for count in ("0", "32")
+    )
+    for command in ([*plain, "128"], [*plain, "64"], [*own, "32"]):
+        assert main(command) == 0
+    capsys.readouterr()
+    assert main([*own, "16"]) == 1
+    assert "measurements of another network or other data" in capsys.readouterr().err
+
+    def negatives(seed: int) -> tuple[ImageSet, ...]:
+        return tuple(ImageSet(255 - part.images, part.labels, part.classes) for part in load_digits(seed))
+
+    monkeypatch.setattr(loaders, "load_digits", negatives)
+    assert main([*plain, "128"]) == 1
     assert "measurements of another network or other data" in capsys.readouterr().err
 
 
