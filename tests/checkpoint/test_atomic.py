@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 
 from bitswitch import checkpoint
 from bitswitch._files import writing
+from bitswitch.errors import CheckpointError
 
 Make = Callable[..., nn.Module]
 
@@ -134,3 +136,20 @@ def test_only_files_of_ours_are_removed(tmp_path: Path, trained: Make) -> None:
     assert all((tmp_path / name).read_text() == name for name in foreign)
     assert (tmp_path / "base-0123456789abcdef.safetensors").is_dir()
     assert not any(path.exists() for path in stale)
+
+
+def test_a_config_of_something_else_is_not_replaced(tmp_path: Path, trained: Make) -> None:
+    model = trained()
+    path = tmp_path / "config.json"
+    for foreign in ('{"recipe": {}}', "", "{"):
+        path.write_text(foreign)
+        with pytest.raises(CheckpointError, match=f"{re.escape(str(path))} does not belong to a checkpoint"):
+            checkpoint.save(model, tmp_path)
+        assert path.read_text() == foreign
+        assert len(list(tmp_path.iterdir())) == 1
+    path.unlink()
+    checkpoint.save(model, tmp_path)
+    good = path.read_bytes()
+    path.write_bytes(good[:-5])
+    checkpoint.save(model, tmp_path)
+    assert path.read_bytes() == good

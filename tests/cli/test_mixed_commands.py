@@ -14,8 +14,10 @@ import pytest
 import bitswitch.training
 from bitswitch.cli import main
 from bitswitch.cli.mixed_options import silent_solver
+from bitswitch.data import ImageSet, load_digits
 from bitswitch.mixed import Sensitivity
 from bitswitch.precision import Precision
+from bitswitch.recipes import loaders
 
 LAYERS = ("block.conv1", "block.conv2", "down", "depthwise", "pointwise")
 # A few measurements, so that it is quick.
@@ -105,6 +107,25 @@ def test_the_subnet_found_is_saved_alone(run: Path, tmp_path: Path, capsys: pyte
     assert sizes[0] < 0.7 * sizes[1]
 
 
+def test_a_subnet_is_saved_over_nothing_else(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(run / "config.json", other)
+    for source, save, message in (
+        (run, run, "is the folder of the network that is searched"),
+        (run, run / "checkpoint", "is the folder of the network that is searched"),
+        (run / "checkpoint", run / "checkpoint", "is the folder of the network that is searched"),
+        (run / "checkpoint", run, "does not belong to a checkpoint"),
+        (run, other, "does not belong to a checkpoint"),
+    ):
+        before = {path: path.read_bytes() for folder in (run, other) for path in folder.rglob("*") if path.is_file()}
+        words = ["--average-bits", "4", "--sensitivity", str(run / "mixed/sensitivity.json"), "--save", str(save)]
+        assert main(["search", str(source), *words, "--output", str(tmp_path / "results")]) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "results").exists()
+        assert all(path.read_bytes() == content for path, content in before.items())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -183,6 +204,27 @@ def test_frontier(
     assert main(words) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
     assert main([*words, "--reestimate", "32"]) == 1
+    assert "measurements of another network or other data" in capsys.readouterr().err
+
+
+def test_scores_of_other_images_are_not_used(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["frontier", str(run), "--average-bits", "4", "--random", "0", "--rounds", "0", "--fitted", "0"]
+    plain, own = (
+        [*words, "--reestimate", count, "--output", str(tmp_path / count), "--batch-size"] for count in ("0", "32")
+    )
+    for command in ([*plain, "128"], [*plain, "64"], [*own, "32"]):
+        assert main(command) == 0
+    capsys.readouterr()
+    assert main([*own, "16"]) == 1
+    assert "measurements of another network or other data" in capsys.readouterr().err
+
+    def negatives(seed: int) -> tuple[ImageSet, ...]:
+        return tuple(ImageSet(255 - part.images, part.labels, part.classes) for part in load_digits(seed))
+
+    monkeypatch.setattr(loaders, "load_digits", negatives)
+    assert main([*plain, "128"]) == 1
     assert "measurements of another network or other data" in capsys.readouterr().err
 
 

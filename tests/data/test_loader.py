@@ -133,3 +133,13 @@ def test_a_sample_is_always_the_same_and_the_whole_stays() -> None:
         assert whole.sample(count) is whole
     with pytest.raises(ConfigError, match="a batch of 6 needs more than the 5"):
         _loader().sample(5)
+
+
+def test_a_fingerprint_tells_images_apart_and_not_processes() -> None:
+    whole = _loader(train=False)
+    assert _loader(train=False, rank=1, world_size=2).fingerprint() == whole.fingerprint()
+    data = _data()
+    relabelled = ImageSet(data.images, data.labels.roll(1), data.classes)
+    redrawn = ImageSet(255 - data.images, data.labels, data.classes)
+    others = [MemoryLoader(d, 6, train=False, normalization=IMAGENET_NORMALIZATION) for d in (relabelled, redrawn)]
+    assert len({loader.fingerprint() for loader in (whole, *others, whole.sample(20))}) == 4

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import bitswitch as bs
 from bitswitch.checkpoint import read_info
-from bitswitch.errors import CalibrationError, PrecisionError, PrepareError
+from bitswitch.errors import CalibrationError, CheckpointError, PrecisionError, PrepareError
 from bitswitch.layers.table import state_of
 from bitswitch.mixed import extract, reestimate_batch_norm
 from bitswitch.models import build_model
@@ -127,6 +127,20 @@ def test_layers_that_share_a_weight(tmp_path: Path) -> None:
         assert torch.equal(bs.load(tmp_path, into=Tied())(x), model(x))
     with pytest.raises(PrecisionError, match="share a weight and need one width"):
         extract(model, {"one": 2, "two": 4})
+
+
+def test_the_supernet_it_came_from_is_not_replaced(tmp_path: Path) -> None:
+    bs.save(prepared(), tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    alone = extract(bs.load(tmp_path, into=residual()), MIXED)
+    for model in (alone, extract(alone, 4)):
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="would delete all other widths"):
+                bs.save(model, tmp_path)
+            bs.unfreeze(model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    bs.save(alone, tmp_path / "alone")
+    bs.save(bs.load(tmp_path / "alone", into=residual()), tmp_path / "alone")
 
 
 def test_what_cannot_be_extracted() -> None:

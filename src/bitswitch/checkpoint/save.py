@@ -23,6 +23,7 @@ from bitswitch.precision import Precision
 
 _STEMS = r"base|plane-[0-7]"
 _PLACEHOLDER = "0" * 64
+_CONFIG_START = b'{"sha256":"'
 
 
 def save(
@@ -49,7 +50,8 @@ def save(
         PrecisionError, UnknownLayerError, ArgumentError: `precision` or `architecture` is invalid.
         MissingPlanesError: the model was opened from fewer planes than `precision` needs.
         CheckpointError: the model has values that cannot be stored (NaN, infinite parameters, state that is not a
-            tensor), or the folder holds planes of this very model that would be lost.
+            tensor), or the folder holds planes or widths of this very model that would be lost, or a config.json that
+            is not a checkpoint's.
     """
     network = unwrap(model)
     state = state_of(network)
@@ -66,8 +68,26 @@ def save(
     check_base(config, base, "the model")
     folder = Path(folder)
     with locked(folder):
+        refuse_foreign(folder)
         _refuse_loss(folder, state, layers, weights)
         _write(folder, config, base, layers)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder whose config.json is not a checkpoint's, such as that of a run; a damaged one may be replaced.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(len(_CONFIG_START))
+    if start != _CONFIG_START:
+        raise CheckpointError(
+            f"{path} does not belong to a checkpoint, and saving there would replace it; save to another folder"
+        )
 
 
 def _write(
@@ -193,10 +213,15 @@ def _write_planes(folder: Path, config: CheckpointConfig, layers: Mapping[str, S
 def _refuse_loss(
     folder: Path, state: ModelState, layers: Mapping[str, SwitchableLayer], weights: Mapping[str, StoredWeight]
 ) -> None:
-    """Refuse to replace the checkpoint that a model was opened from by one with fewer planes of it."""
-    source = state.source
+    """Refuse to replace the checkpoint that a model was opened from by one with fewer planes or widths of it."""
+    source = state.source or state.extracted_from
     if not isinstance(source, FolderPlanes) or not source.is_in(folder):
         return
+    if state.extracted_from is not None and (folder / CONFIG_NAME).exists():
+        raise CheckpointError(
+            f"{folder}: the model was extracted from the checkpoint in this folder, and saving there would delete all "
+            "other widths; save to another folder"
+        )
     for name, layer in layers.items():
         index = weights[name].planes
         if layer.is_frozen and source.config.weights[name].planes > index and source.has_plane(index):

@@ -211,14 +211,15 @@ class _Run:
                     found += evaluate(network, images, [precision], self.options.metric).values()
             return found
 
-        data = self.images
+        data, order = self.images, self.statistics.loader.order
+        statistics = [self.statistics.loader.fingerprint(), self.statistics.count, order.batch_size, order.seed]
         which = (data.kind, data.image_size, data.validation, data.split_seed, data.max_train, data.max_eval)
         context = {
             "checkpoint": self.trained.identity(),
             "metric": self.options.metric,
-            "reestimate": self.options.reestimate,
+            "statistics": statistics if self.options.reestimate else None,
             "engine": self.options.engine,
-            "images": [part, self.options.search_share, images.num_samples, *which],
+            "images": [part, self.options.search_share, images.num_samples, images.fingerprint(), *which],
         }
         # Decoding files costs more than the network does: several SubNets then share a pass over them.
         at_once = 8 if data.kind == "folder" else 1

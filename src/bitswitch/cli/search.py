@@ -68,6 +68,8 @@ def run(arguments: Sequence[str]) -> None:
 
     budgets = side_by_side(options.budgets())
     trained = Trained.open(options.trained)
+    if options.save is not None:
+        _check_save(options.save, trained)
     model = trained.supernet()
     space = search_space(
         options, options, trained, model, load_sensitivity(options.sensitivity, options, trained, model)
@@ -132,6 +134,20 @@ def _write(found: Sequence[Found], layers: Sequence[str], options: SearchOptions
     write_json(folder / JSON_NAME, content)
     write_file(folder / CSV_NAME, to_csv([f.to_row() for f in found]).encode())
     plot_widths([(_label(f), f.subnet.precision) for f in found], layers, folder / PLOT_NAME)
+
+
+def _check_save(folder: Path, trained: Trained) -> None:
+    """Find out before the search whether its SubNet can be saved.
+
+    Raises:
+        ConfigError: the folder is that of the network searched.
+        CheckpointError: it holds the config.json of something else.
+    """
+    from bitswitch.checkpoint.save import refuse_foreign
+
+    if folder.resolve() in (trained.path.resolve(), trained.checkpoint.resolve()):
+        raise ConfigError(f"--save {folder} is the folder of the network that is searched; name another one")
+    refuse_foreign(folder)
 
 
 def _save(subnet: SubNet, model: nn.Module, trained: Trained, folder: Path) -> None:

@@ -150,6 +150,7 @@ class ModelState:
         options: how its quantizers learn.
         source: where missing bit planes can be read, for a model that was loaded.
         calibrated: whether `calibrate` or `load` has set what the float network does not have.
+        extracted_from: the source of the model that this one is a single precision of.
     """
 
     bits: tuple[int, ...]
@@ -158,6 +159,7 @@ class ModelState:
     options: QuantizerOptions = field(default_factory=QuantizerOptions)
     source: PlaneSource | None = None
     calibrated: bool = False
+    extracted_from: PlaneSource | None = None
 
 
 @dataclass

@@ -32,7 +32,8 @@ def extract(model: nn.Module, precision: int | Mapping[str, int] | Precision) ->
 
     Returns:
         A copy of the class of the model that holds stored integers, in evaluation mode. Its layers have one width
-        each, so `bitswitch.switch` changes nothing.
+        each, so `bitswitch.switch` changes nothing. `bitswitch.save` refuses to put it in the place of the checkpoint
+        that the model was loaded from.
 
     Raises:
         PrepareError: the model is not prepared, or its widths do not share scales.
@@ -63,7 +64,12 @@ def extract(model: nn.Module, precision: int | Mapping[str, int] | Precision) ->
         for entry in state.table.values()
     ]
     alone.__dict__["_bitswitch"] = ModelState(
-        (width,), LayerTable(entries), Precision.of(width), state.options, calibrated=True
+        (width,),
+        LayerTable(entries),
+        Precision.of(width),
+        state.options,
+        calibrated=True,
+        extracted_from=state.source or state.extracted_from,
     )
     return alone.eval()
 
