@@ -7,7 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import PurePath
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from bitswitch.recipes.catalogue import DIGITS, RECIPES
@@ -88,6 +88,10 @@ def last_component(path: str) -> str:
     return PurePath(path.replace("\\", "/")).name or path
 
 
+def _is_absolute(path: str | None) -> bool:
+    return path is not None and (PurePosixPath(path).is_absolute() or bool(PureWindowsPath(path).anchor))
+
+
 def describe(field: str, value: Any) -> str:
     """Return a setting as text.
 
@@ -121,13 +125,15 @@ def short_name(field: str) -> str:
 _LEAVES = Counter(name.rpartition(".")[2] for name in flatten(DIGITS))
 
 
-def command(recipe: Recipe, processes: int = 1, *, whole_paths: bool = False) -> str | None:
+def command(recipe: Recipe, processes: int = 1) -> str | None:
     """Return the command that runs a recipe: how it differs from the catalogue's recipe of its name.
+
+    Files and folders are given as they were if that was relative, else by their last component: where they are on one
+    machine is of no use elsewhere.
 
     Args:
         recipe: that was run.
         processes: that shared the work.
-        whole_paths: give files and folders with the folders that they are in; otherwise their last component only.
 
     Returns:
         The command; None if the catalogue has no recipe of that name.
@@ -140,8 +146,7 @@ def command(recipe: Recipe, processes: int = 1, *, whole_paths: bool = False) ->
     usual = flatten(RECIPES[recipe.name])
     for field, value in flatten(recipe).items():
         if value != usual[field]:
-            shown = last_component(value) if field in PATHS and value is not None and not whole_paths else value
-            words += _option(field, shown)
+            words += _option(field, last_component(value) if field in PATHS and _is_absolute(value) else value)
     return shlex.join(words)
 
 
