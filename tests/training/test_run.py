@@ -107,10 +107,20 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_other_configuration_names_the_field(tmp_path: Path) -> None:
     RunFolder(tmp_path, CONFIG).close()
     RunFolder(tmp_path, json.loads(json.dumps(CONFIG))).close()
+    (tmp_path / "metrics.csv").touch()
     changed = {"recipe": {"joint": {"lr": 0.2, "epochs": 4}}, "processes": 1}
     with pytest.raises(ConfigError, match=r"recipe.joint.lr=0.1, this command says 0.2 \(and 1 more"):
         RunFolder(tmp_path, changed)
     assert not is_locked(tmp_path)
+
+
+def test_a_run_that_has_done_nothing_may_be_corrected(tmp_path: Path) -> None:
+    RunFolder(tmp_path, {"recipe": {"joint": {"lr": 0.1}}, "processes": 1}).close()
+    RunFolder(tmp_path, CONFIG).close()
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+    (tmp_path / "config.json").write_text('{"of": "another program"}')
+    with pytest.raises(ConfigError, match="was started with"):
+        RunFolder(tmp_path, CONFIG)
 
 
 def test_folders_of_others_are_refused(tmp_path: Path) -> None:
