@@ -12,7 +12,7 @@ from bitswitch._files.documents import parse_json, seal, unseal
 from bitswitch._files.reading import MappedFile, map_file, read_document
 from bitswitch._files.records import FileRecord, open_tensors
 from bitswitch._files.state import read_state, write_state
-from bitswitch._files.tensors import TensorSpec, parse_header
+from bitswitch._files.tensors import TensorSpec, parse_header, why_not_stored
 from bitswitch._files.writing import locked, remove_unreferenced, write_document, write_file, write_tensors
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "remove_unreferenced",
     "seal",
     "unseal",
+    "why_not_stored",
     "write_document",
     "write_file",
     "write_state",

@@ -27,12 +27,12 @@ def write_state(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
 
     Args:
         folder: where; it is created if needed.
-        tensors: by name, of any shape; they are copied to the CPU one at a time.
+        tensors: by name, strided, of any shape; they are copied to the CPU one at a time.
         meta: any JSON value.
         name: distinguishes several states in one folder; not "config", "base" or "plane", which belong to checkpoints.
 
     Raises:
-        ArgumentError: a name, dtype or value that cannot be stored.
+        ArgumentError: a tensor, a name or a value that cannot be stored, or more tensors than a file holds.
         CheckpointError: `folder` is a file.
     """
     _check_name(name)
