@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitswitch._files import parse_json, read_state, seal, unseal, write_state
+from bitswitch._files import FileRecord, open_tensors, parse_json, read_state, seal, state, unseal, write_state
 from bitswitch.errors import ArgumentError, BitswitchError, CheckpointError
 
 DTYPES = [
@@ -90,6 +90,25 @@ def test_what_could_not_be_read_is_not_written(tmp_path: Path, tensors: dict[str
         write_state(tmp_path, tensors, 2)
     assert read_state(tmp_path) == ({"a": 1}, 1)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("times", [1, 9, 10])
+def test_a_state_that_is_replaced_while_it_is_read(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_state(tmp_path, {"a": torch.tensor(0)}, 0)
+    versions = iter(range(1, times + 1))
+
+    def overtaken(folder: Path, record: FileRecord) -> object:
+        version = next(versions, None)
+        if version is not None:
+            write_state(tmp_path, {"a": torch.tensor(version)}, version)
+        return open_tensors(folder, record)
+
+    monkeypatch.setattr(state, "open_tensors", overtaken)
+    if times == 10:
+        with pytest.raises(CheckpointError, match="expected a file, found none"):
+            read_state(tmp_path)
+    else:
+        assert read_state(tmp_path) == ({"a": times}, times)
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:

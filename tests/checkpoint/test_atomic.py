@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from bitswitch import checkpoint
-from bitswitch._files import writing
+from bitswitch._files import FileRecord, open_tensors, writing
+from bitswitch.checkpoint import reader
 
 Make = Callable[..., nn.Module]
 
@@ -134,3 +135,26 @@ def test_only_files_of_ours_are_removed(tmp_path: Path, trained: Make) -> None:
     assert all((tmp_path / name).read_text() == name for name in foreign)
     assert (tmp_path / "base-0123456789abcdef.safetensors").is_dir()
     assert not any(path.exists() for path in stale)
+
+
+@pytest.mark.parametrize("position", [0, 4])
+def test_a_checkpoint_that_is_replaced_while_it_is_loaded(
+    position: int, tmp_path: Path, trained: Make, net: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained()
+    checkpoint.save(model, tmp_path)
+    with torch.no_grad():
+        model.a.weight.neg_()
+        model.head.bias.neg_()
+    calls = iter(range(100))
+
+    def overtaken(folder: Path, record: FileRecord) -> object:
+        if next(calls) == position:
+            checkpoint.save(model, folder)
+        return open_tensors(folder, record)
+
+    monkeypatch.setattr(reader, "open_tensors", overtaken)
+    loaded = checkpoint.load(tmp_path, into=net())
+    assert torch.equal(loaded.a.codes, model.a.weight_codes())
+    assert torch.equal(loaded.head.bias, model.head.bias)
+    assert next(calls) == position + 1 + 9
