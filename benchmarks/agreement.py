@@ -6,14 +6,14 @@ CHECKPOINT is one that `bitswitch train` wrote, such as runs/…/checkpoint, who
 --data says which. Both networks have the same integers. Within a layer they differ only by how float sums are rounded,
 but where an activation lies on the border between two codes this changes a code, and later layers see the change.
 Printed for every width, and for two mixed maps (every layer its own width): the accuracy of both, how many predictions
-differ, and how many input codes differ over all layers; then the share for each layer. Codes are compared on the first
-500 images. No times.
+differ, and how many input codes differ over all layers; then the share for each layer. Codes are compared on 500
+images. These, and those of --images, are drawn at random from all, always the same ones. No times.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import bitswitch as bs
-from bitswitch.bench import machine, write_json
+from bitswitch.bench import add_options, machine, write_json
 from bitswitch.checkpoint import CheckpointInfo, read_info
 from bitswitch.cli.tables import print_table
 from bitswitch.layers import iter_layers
@@ -37,6 +37,7 @@ from bitswitch.runtime import Engine
 from bitswitch.runtime.graph.execute import GraphExecutor
 
 CODE_IMAGES = 500
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -115,19 +116,18 @@ def compare_codes(result: Agreement, model: nn.Module, engine: Engine, images: T
 
 
 def measure(
-    info: CheckpointInfo, batches: Any, precisions: Sequence[Precision], code_images: int = CODE_IMAGES
+    info: CheckpointInfo, batches: Batches, code_batches: Batches, precisions: Sequence[Precision]
 ) -> list[Agreement]:
-    """Run both networks over batches of (images, labels) at every precision."""
+    """Run both networks over batches of (images, labels) at every precision, and compare codes on `code_batches`."""
     model = open_checkpoint(info)
     engine = bs.deploy(model)
     results = [Agreement(str(precision)) for precision in precisions]
     with torch.no_grad():
-        for images, labels in batches:
-            for result, precision in zip(results, precisions, strict=True):
-                bs.switch(model, precision)
-                if result.images < code_images:
-                    part = images[: code_images - result.images]
-                    compare_codes(result, model, engine, part, precision)
+        for result, precision in zip(results, precisions, strict=True):
+            bs.switch(model, precision)
+            for images, _ in code_batches:
+                compare_codes(result, model, engine, images, precision)
+            for images, labels in batches:
                 compare_predictions(result, (model(images), engine(images, precision=precision)), labels)
     return results
 
@@ -173,11 +173,12 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", help="by default all widths and two mixed maps")
     parser.add_argument("--images", type=int, help="by default all")
     parser.add_argument("--batch-size", type=int, default=250)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+    add_options(parser, repeat=None)
     options = parser.parse_args()
     info = read_info(options.checkpoint)
     data = images_of(stored_recipe(options.checkpoint), options.checkpoint, options.data, options.data_folder)
     loader = RecipeData(data, RunConfig(eval_batch_size=options.batch_size), torch.device("cpu")).held_out()
+    loader = loader.sample(options.images)
     here = machine(bandwidth=False)
     print(here)
     if options.precision:
@@ -186,20 +187,10 @@ def main() -> None:
         mixed = mixed_maps(info)
         precisions = [*(Precision.of(bits) for bits in info.bits_available), *mixed]
         names = [*(f"{bits} bits" for bits in info.bits_available), *(f"mixed {i + 1}" for i in range(len(mixed)))]
-    results = measure(info, limited(loader, options.images), precisions)
+    results = measure(info, loader, loader.sample(CODE_IMAGES), precisions)
     show(results, names)
     if options.json is not None:
         write_json(options.json, here, {"agreement": [vars(result) | {"flips": result.flips} for result in results]})
-
-
-def limited(batches: Any, images: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches until there are enough images."""
-    left = images
-    for x, labels in batches:
-        if left is not None and left <= 0:
-            return
-        yield (x, labels) if left is None else (x[:left], labels[:left])
-        left = None if left is None else left - len(labels)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ class Judge:
         if config.validation is None:
             raise ConfigError(f"{run} was trained on all images; train it with --data.validation")
         data = open_images(self.trained, config, 512, torch.device("cpu"))
-        self.parts: dict[str, Loader] = {"validation": data.validation(), "test": data.held_out()}
+        parts = {"validation": data.validation(), "test": data.held_out()}
+        self.parts: dict[str, Loader] = {name: part.sample(settings.limit) for name, part in parts.items()}
         self.engine = bs.deploy(self.model)
         batches = data.calibration(128, augment=True) if settings.reestimate else ()
         self.statistics = list(itertools.islice(batches, settings.reestimate))
@@ -126,14 +127,13 @@ class Judge:
         return self._right[precision, part]
 
     def _measure(self, precision: Precision, part: str) -> Tensor:
-        batches = iter(self.parts[part])
-        if self.settings.limit is not None:
-            batches = itertools.islice(batches, self.settings.limit)
         engine = self.engine
         if self.statistics:
             with reestimated(self.model, precision, self.statistics):
                 engine = bs.deploy(self.model)
-        return torch.cat([engine(images, precision=precision).argmax(1) == labels for images, labels in batches])
+        return torch.cat(
+            [engine(images, precision=precision).argmax(1) == labels for images, labels in self.parts[part]]
+        )
 
     def measurements(self, part: str) -> Measurements:
         """Return the accuracies on a part of the images, kept in a file."""
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--neighbours", type=int, default=Settings.neighbours, help="SubNets of a round")
     parser.add_argument("--reestimate", type=int, default=0, help="batches of 128 for BatchNorm statistics; 0: as is")
     parser.add_argument("--objective", choices=("perturbation", "weighted-bits"), default=Settings.objective)
-    parser.add_argument("--limit", type=int, help="batches of 512 images at most, for a trial")
+    parser.add_argument("--limit", type=int, help="images of each part at most, drawn at random, for a trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("supernet-scores"))
     parser.add_argument("--json", type=Path)
@@ -280,9 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     sensitivity = _sensitivity(options.sensitivity, options.runs)
     results = [measure(run, sensitivity, settings, options.results) for run in options.runs]
-    if options.json is not None:
-        write_json(options.json, json.loads(json.dumps(results)))
     print(tables(results))
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.json, json.loads(json.dumps(results)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bitswitch.checkpoint.config import read_config
+from bitswitch.checkpoint.config import CheckpointConfig, with_config
 from bitswitch.checkpoint.contents import codes_key, weight_scale_keys
 from bitswitch.checkpoint.opening import open_network
 from bitswitch.checkpoint.source import FolderPlanes
@@ -84,7 +84,8 @@ def deploy(
         raise ArgumentError(f"deploy takes a model or the folder of a checkpoint; got {type(source).__name__}")
     if into is None:
         raise ArgumentError("deploying a folder needs into=, a float model of its architecture (on any device)")
-    return _deploy_folder(Path(source), into, bits, dynamic, cache, fuse)
+    folder = Path(source)
+    return with_config(folder, lambda config: _deploy_folder(folder, config, into, bits, dynamic, cache, fuse))
 
 
 def _deploy_model(
@@ -103,13 +104,13 @@ def _deploy_model(
 
 def _deploy_folder(
     folder: Path,
+    config: CheckpointConfig,
     into: nn.Module,
     bits: int | Mapping[str, int] | Precision | None,
     dynamic: bool,
     cache: DerivedCache,
     fuse: bool,
 ) -> Engine:
-    config = read_config(folder)
     precision = config.precision if bits is None else Precision.of(bits)
     precision.resolve(config.table.available)
     network, quantizers = open_network(folder, config, into)

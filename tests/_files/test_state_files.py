@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitswitch._files import parse_json, read_state, seal, unseal, write_state
+from bitswitch._files import FileRecord, open_tensors, parse_json, read_state, seal, state, unseal, write_state
 from bitswitch.errors import ArgumentError, BitswitchError, CheckpointError
 
 DTYPES = [
@@ -64,11 +64,51 @@ def test_what_cannot_be_stored(tmp_path: Path) -> None:
     for meta in (object(), float("nan"), {1: 2, "1": 3}, 10**41, deep, "x" * (5 << 20)):
         with pytest.raises(ArgumentError):
             write_state(tmp_path, {}, meta)
-    for tensors in ({"a": 3}, {1: torch.zeros(1)}, {"a": torch.zeros(1, dtype=torch.complex64)}):
+    for tensors in ({"a": 3}, {1: torch.zeros(1)}):
         with pytest.raises(ArgumentError):
             write_state(tmp_path, tensors, None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(CheckpointError, match=r"state\.json"):
         read_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a": torch.zeros(1, dtype=torch.complex64)}, "'a' has the dtype torch.complex64"),
+        ({"a": torch.zeros(1, dtype=torch.uint16)}, "'a' has the dtype torch.uint16"),
+        ({"a": torch.zeros(2, device="meta")}, "'a' is on the meta device"),
+        ({"a": torch.zeros(2).to_sparse()}, "'a' has the layout torch.sparse_coo"),
+        ({"a": torch.zeros((1,) * 17)}, "'a': shape: expected up to 16 sizes"),
+        ({"a" * 1025: torch.zeros(1)}, "'aaa.*': expected tensor names of at most 1024"),
+        (dict.fromkeys(map(str, range(26_000)), torch.zeros(1, 1, 1, 1)), "26000 tensors.* at most 250000 commas"),
+    ],
+    ids=["complex", "uint16", "meta", "sparse", "dimensions", "name", "commas"],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
+    write_state(tmp_path, {"a": torch.tensor(1)}, 1)
+    with pytest.raises(ArgumentError, match=message):
+        write_state(tmp_path, tensors, 2)
+    assert read_state(tmp_path) == ({"a": 1}, 1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("times", [1, 9, 10])
+def test_a_state_that_is_replaced_while_it_is_read(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_state(tmp_path, {"a": torch.tensor(0)}, 0)
+    versions = iter(range(1, times + 1))
+
+    def overtaken(folder: Path, record: FileRecord) -> object:
+        version = next(versions, None)
+        if version is not None:
+            write_state(tmp_path, {"a": torch.tensor(version)}, version)
+        return open_tensors(folder, record)
+
+    monkeypatch.setattr(state, "open_tensors", overtaken)
+    if times == 10:
+        with pytest.raises(CheckpointError, match="expected a file, found none"):
+            read_state(tmp_path)
+    else:
+        assert read_state(tmp_path) == ({"a": times}, times)
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:

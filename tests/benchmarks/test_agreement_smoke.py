@@ -11,7 +11,9 @@ import torch
 import bitswitch as bs
 from benchmarks import agreement
 from bitswitch.checkpoint import read_info
+from bitswitch.data import ImageSet, Loader, load_digits
 from bitswitch.models import Architecture
+from bitswitch.recipes import loaders
 
 
 def checkpoint(folder: Path, name: str, shape: tuple[int, ...]) -> Path:
@@ -40,11 +42,32 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_few_codes_of_a_residual_network_differ(tmp_path: Path) -> None:
     info = read_info(checkpoint(tmp_path / "a", "resnet20-cifar", (3, 8, 8)))
     batch = (torch.randn(4, 3, 8, 8), torch.arange(4))
-    (result,) = agreement.measure(info, [batch], [bs.Precision.of(8)])
+    (result,) = agreement.measure(info, [batch], [batch], [bs.Precision.of(8)])
     quantized = [entry.name for entry in info.config.table.select("quantized")]
     assert list(result.codes) == quantized
     assert result.flips < 0.05
     assert max(result.largest.values()) < 32
+
+
+def test_sorted_images_are_drawn_from_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_order(seed: int) -> tuple[ImageSet, ...]:
+        return tuple(part.subset(part.labels.sort(stable=True).indices) for part in load_digits(seed))
+
+    seen: list[torch.Tensor] = []
+
+    def note(info: object, batches: Loader, code_batches: Loader, precisions: object) -> list[agreement.Agreement]:
+        seen.extend((batches.labels, code_batches.labels))
+        return []
+
+    monkeypatch.setattr(loaders, "load_digits", in_order)
+    monkeypatch.setattr(agreement, "CODE_IMAGES", 60)
+    monkeypatch.setattr(agreement, "measure", note)
+    monkeypatch.setattr(agreement, "show", lambda *_: None)
+    folder = checkpoint(tmp_path / "a", "digits-cnn", (1, 8, 8))
+    monkeypatch.setattr("sys.argv", ["agreement.py", str(folder), "--data=digits", "--images=100"])
+    agreement.main()
+    assert [len(labels) for labels in seen] == [100, 60]
+    assert all(len(labels.unique()) == 10 for labels in seen)
 
 
 def test_differences_are_counted() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import bitswitch as bs
 from benchmarks import supernet
 from bitswitch.errors import ConfigError
 from bitswitch.recipes import get_recipe
@@ -33,10 +34,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_figures_are_there(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], reestimate: str) -> None:
     words = [str(run), "--averages", "2.5", "3", "--random", "5", "--rounds", "1", "--neighbours", "3"]
     words += ["--reestimate", reestimate, "--luckiest"]
-    words += ["--results", str(tmp_path / "scores"), "--json", str(tmp_path / "out.json")]
+    words += ["--results", str(tmp_path / "scores"), "--json", str(tmp_path / "new" / "out.json")]
     supernet.main(words)
     shown = tables(capsys)
-    (result,) = json.loads((tmp_path / "out.json").read_text())
+    (result,) = json.loads((tmp_path / "new" / "out.json").read_text())
     assert list(result["uniform"]) == ["4", "3", "2"]
     assert [row["average_bits"] for row in result["budgets"]] == [2.5, 3]
     assert "uniform" in result["budgets"][1]["against"]
@@ -52,7 +53,7 @@ def test_all_figures_are_there(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert tables(capsys) == shown
     assert {path.name: path.read_bytes() for path in (tmp_path / "scores" / run.name).iterdir()} == before
     supernet.main([word for word in words if word != "--luckiest"])
-    (shorter,) = json.loads((tmp_path / "out.json").read_text())
+    (shorter,) = json.loads((tmp_path / "new" / "out.json").read_text())
     assert shorter["correlations"] == result["correlations"]
     for row, longer in zip(shorter["budgets"], result["budgets"], strict=True):
         del longer["against"]["luckiest random"]
@@ -72,6 +73,13 @@ def test_intervals() -> None:
     # 10 of 100 images differ, all in one direction.
     assert found.high - found.difference == pytest.approx(1.96 * (0.1 * 0.9 / 99) ** 0.5 * 100)
     assert supernet.Comparison.of(ours, ours) == supernet.Comparison(0, 0, 0)
+
+
+def test_a_limit_draws_from_all_images(run: Path, tmp_path: Path) -> None:
+    judge = supernet.Judge(run, supernet.Settings(limit=60), tmp_path)
+    for part, loader in judge.parts.items():
+        assert len(loader.labels.unique()) == 10
+        assert len(judge.right(bs.Precision.of(4), part)) == 60
 
 
 def test_without_validation_images(tmp_path: Path) -> None:

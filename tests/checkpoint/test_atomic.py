@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from bitswitch import checkpoint
-from bitswitch._files import writing
+from bitswitch._files import FileRecord, open_tensors, writing
+from bitswitch.checkpoint import reader
 from bitswitch.errors import CheckpointError
 
 Make = Callable[..., nn.Module]
@@ -153,3 +154,26 @@ def test_a_config_of_something_else_is_not_replaced(tmp_path: Path, trained: Mak
     path.write_bytes(good[:-5])
     checkpoint.save(model, tmp_path)
     assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("position", [0, 4])
+def test_a_checkpoint_that_is_replaced_while_it_is_loaded(
+    position: int, tmp_path: Path, trained: Make, net: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained()
+    checkpoint.save(model, tmp_path)
+    with torch.no_grad():
+        model.a.weight.neg_()
+        model.head.bias.neg_()
+    calls = iter(range(100))
+
+    def overtaken(folder: Path, record: FileRecord) -> object:
+        if next(calls) == position:
+            checkpoint.save(model, folder)
+        return open_tensors(folder, record)
+
+    monkeypatch.setattr(reader, "open_tensors", overtaken)
+    loaded = checkpoint.load(tmp_path, into=net())
+    assert torch.equal(loaded.a.codes, model.a.weight_codes())
+    assert torch.equal(loaded.head.bias, model.head.bias)
+    assert next(calls) == position + 1 + 9

@@ -76,21 +76,31 @@ def test_models_that_cannot_be_saved(tmp_path: Path, trained: Make, net: Make, x
         checkpoint.save(net(), tmp_path / "a")
     with pytest.raises(CalibrationError, match="no scales yet"):
         checkpoint.save(bs.prepare(net(), example_inputs=x), tmp_path / "a")
-    checkpoint.save(trained(), tmp_path / "b")
+    good = trained()
+    checkpoint.save(good, tmp_path / "b")
     before = (tmp_path / "b" / "config.json").read_bytes()
     for value in (math.nan, math.inf, -math.inf):
         for attribute, message in (("a.weight", "layer 'a' has NaN or inf"), ("head.bias", "'head.bias': has NaN or")):
-            model = trained()
+            model = copy.deepcopy(good)
             with torch.no_grad():
                 model.get_parameter(attribute).flatten()[0] = value
             for folder in ("a", "b"):
                 with pytest.raises(CheckpointError, match=message):
                     checkpoint.save(model, tmp_path / folder)
-    model = trained()
+    model = copy.deepcopy(good)
     model.mask[0] = math.nan  # pyright: ignore[reportIndexIssue]
     with pytest.raises(CheckpointError, match="'mask': contains NaN"):
         checkpoint.save(model, tmp_path / "a")
+    for odd in (
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(2).to(torch.float8_e4m3fn),
+        torch.eye(2).to_sparse(),
+    ):
+        model = copy.deepcopy(good)
+        model.register_buffer("odd", odd)
+        with pytest.raises(CheckpointError, match=r"'odd' has the (dtype|layout) torch\."):
+            checkpoint.save(model, tmp_path / "b")
     assert (tmp_path / "b" / "config.json").read_bytes() == before
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="expected a folder"):
-        checkpoint.save(trained(), tmp_path / "file")
+        checkpoint.save(good, tmp_path / "file")

@@ -207,6 +207,14 @@ def test_frontier(
     assert "measurements of another network or other data" in capsys.readouterr().err
 
 
+def test_the_number_of_random_subnets_is_that_found(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--average-bits", "2", "4", "--random", "3", "--rounds", "0", "--fitted", "0", "--output", str(tmp_path)]
+    assert main(["frontier", str(run), *words]) == 0
+    assert "best of 1 … 3 random" in capsys.readouterr().out
+
+
 def test_scores_of_other_images_are_not_used(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

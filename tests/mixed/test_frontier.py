@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_refinement_is_never_worse_and_keeps_the_budget(space: SearchSpace, aver
     assert best.score >= start.score
     assert best.subnet.cost.average_bits <= average + 1e-9
     assert len(judge.calls) == len(set(judge.calls)) == len(measurements)
-    every = random_subnets(space, budgets, 100, attempts=3000)
+    every = random_subnets(space, budgets, 100, patience=30)
     assert best.score >= max(m.score for m in Measurements(Judge())(every)) - 1e-12
 
 
@@ -102,6 +104,19 @@ def test_random_subnets_use_the_budget_up(space: SearchSpace) -> None:
     found = random_subnets(space, {"average_bits": 2.6}, 30)
     assert len({s.precision for s in found}) == 30
     assert all(s.cost.average_bits == pytest.approx(2.6) for s in found)
+
+
+def test_random_subnets_of_a_budget_that_few_fit(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = importlib.import_module("bitswitch.mixed.refine")  # the package has a function of that name
+    fill, draws = module._fill, []
+    monkeypatch.setattr(module, "_fill", lambda *args: draws.append(args) or fill(*args))
+    # One layer of five may have 3 bits.
+    found = random_subnets(space, {"average_bits": 2.2}, 10)
+    assert len({s.precision for s in found}) == len(found) == 5
+    assert 500 < len(draws) < 700
+    draws.clear()
+    assert random_subnets(space, {"average_bits": 1.9}, 4) == []
+    assert len(draws) == 200
 
 
 def test_pareto_frontier(space: SearchSpace) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch import nn
 
 import bitswitch as bs
 from bitswitch.errors import ConfigError
@@ -113,6 +114,32 @@ def test_trains_a_supernet() -> None:
     trainer = bs.JointTrainer(model, "cross_entropy", total_steps=4, sampler=HASB(traces, total_epochs=2))
     used = {w.precision for _ in range(4) for w in trainer.step((images(8), torch.arange(8))).widths.values()}
     assert any(len({bits for _, bits in p.layers}) > 1 for p in used)
+
+
+@pytest.mark.parametrize("sampler", [HASB({"one": 3.0}, total_epochs=1), UniformSampling(total_epochs=1)])
+def test_layers_that_share_a_weight_train_at_one_width(sampler: HASB) -> None:
+    layers = [nn.Linear(6, 6) for _ in range(4)]
+    layers[2].weight = layers[1].weight
+    parts = zip(("first", "one", "two", "last"), layers, strict=True)
+    network = nn.Sequential(
+        OrderedDict(item for name, layer in parts for item in ((name, layer), (f"{name}r", nn.ReLU())))
+    )
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    model = bs.prepare(network, bits=(4, 3, 2), example_inputs=x)
+    bs.calibrate(model, [x])
+    trainer = bs.JointTrainer(model, lambda m, batch: m(batch).square().mean(), total_steps=6, sampler=sampler)
+    used = [dict(w.precision.layers) for _ in range(6) for w in trainer.step(x).widths.values()]
+    assert len({widths["one"] for widths in used}) == 3
+    assert all(widths["one"] == widths["two"] for widths in used)
+
+
+def test_a_layer_without_a_trace_of_its_own() -> None:
+    layers = dict.fromkeys(("owner", "alias"), (8, 4, 2))
+    with pytest.raises(ConfigError, match="'alias'.* in aliases="):
+        HASB({"owner": 1.0}, total_epochs=1).sample(step=0, total_steps=1, bits=8, layers=layers)
+    sampler = HASB({}, total_epochs=1, aliases={"alias": "owner"})
+    pinned = sampler.sample(step=0, total_steps=1, bits=2, layers={**layers, "owner": (8,)})
+    assert pinned == bs.Precision.of({}, default=2)
 
 
 @pytest.mark.parametrize("arguments", [{"total_epochs": 0}, {"total_epochs": 1, "sigma": 1.1}])

@@ -45,3 +45,32 @@ def test_against_the_definition() -> None:
         perturbation(model, dict(traces), found)
     with pytest.raises(ConfigError, match="at least one batch"):
         input_errors(model, [])
+
+
+class Wrapped(nn.Module):
+    """Calls its layers by keyword and returns a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        x = F.relu(self.first(input=x))
+        return {"loss": None, "logits": (self.third(input=F.relu(self.second(input=x))),)}
+
+
+def test_outputs_in_containers_and_inputs_by_keyword() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Wrapped()
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+    model = bs.prepare(network, bits=(4, 2), example_inputs=x)
+    bs.calibrate(model, [x])
+    found = input_errors(model, [x[:8], x[8:]])
+    with torch.no_grad(), float_forward(model):
+        inputs = F.relu(network.first(x))
+        quantizer: Any = model.get_submodule("second.input_quantizer")
+        expected = float((quantizer(inputs, 2) - inputs).square().sum()) / 12
+    assert found["second"][2] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ConfigError, match="first dimension is the batch"):
+        input_errors(model, [x], forward=lambda network, batch: network(batch)["logits"][0].sum())

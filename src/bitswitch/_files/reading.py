@@ -6,10 +6,10 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bitswitch._files.documents import MAX_DOCUMENT_BYTES, unseal
 from bitswitch.errors import CheckpointError
@@ -17,7 +17,11 @@ from bitswitch.errors import CheckpointError
 # A FIFO would block in open() without O_NONBLOCK; what is not a regular file is refused after it is open, by its inode.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
+_ATTEMPTS = 10
+
 MappedFile = mmap.mmap
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -54,6 +58,32 @@ def read_document(path: Path) -> dict[str, Any]:
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             raw = file.read(size)
     return unseal(raw, str(path))
+
+
+def read_settled(path: Path, read: Callable[[dict[str, Any]], T]) -> T:
+    """Read a document and data files that it names, all of one writing.
+
+    Who replaces a document removes the data files of the one before. If that happens before `read` has opened them, it
+    is called again with the new document; after a few times, its error is the answer.
+
+    Args:
+        path: the document.
+        read: takes the members of the document and opens the data files.
+
+    Returns:
+        What `read` returned.
+
+    Raises:
+        CheckpointError: as `read_document` and `read` do.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        members = read_document(path)
+        try:
+            return read(members)
+        except CheckpointError:
+            if read_document(path) == members:
+                raise
+    return read(read_document(path))
 
 
 @contextmanager

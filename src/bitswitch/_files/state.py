@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bitswitch._files.reading import read_document
+from bitswitch._files.reading import read_settled
 from bitswitch._files.records import FileRecord, open_tensors
 from bitswitch._files.writing import locked, remove_unreferenced, write_document, write_tensors
 from bitswitch.errors import ArgumentError, CheckpointError
@@ -27,12 +27,12 @@ def write_state(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
 
     Args:
         folder: where; it is created if needed.
-        tensors: by name, of any shape; they are copied to the CPU one at a time.
+        tensors: by name, strided, of any shape; they are copied to the CPU one at a time.
         meta: any JSON value.
         name: distinguishes several states in one folder; not "config", "base" or "plane", which belong to checkpoints.
 
     Raises:
-        ArgumentError: a name, dtype or value that cannot be stored.
+        ArgumentError: a tensor, a name or a value that cannot be stored, or more tensors than a file holds.
         CheckpointError: `folder` is a file.
     """
     _check_name(name)
@@ -48,7 +48,7 @@ def write_state(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
 
 
 def read_state(folder: str | os.PathLike[str], name: str = "state") -> tuple[dict[str, Tensor], Any]:
-    """Read what `write_state` saved.
+    """Read what `write_state` saved, also while another process saves there again.
 
     Returns:
         The tensors by name, on the CPU and with memory of their own, and the JSON value.
@@ -60,7 +60,10 @@ def read_state(folder: str | os.PathLike[str], name: str = "state") -> tuple[dic
     _check_name(name)
     folder = Path(folder)
     path = folder / f"{name}.json"
-    members = read_document(path)
+    return read_settled(path, lambda members: _read_members(folder, name, path, members))
+
+
+def _read_members(folder: Path, name: str, path: Path, members: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
     if set(members) != {"format", "version", "data", "meta"} or members["format"] != _FORMAT:
         raise CheckpointError(f"{path}: expected a state with exactly format, version, data and meta")
     if type(members["version"]) is not int or members["version"] != _VERSION:

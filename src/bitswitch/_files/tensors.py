@@ -64,17 +64,29 @@ class TensorSpec:
         return torch.from_numpy(raw).view(self.dtype).reshape(self.shape)
 
 
+def why_not_stored(tensor: Tensor) -> str | None:
+    """Return why a tensor cannot be stored, as the end of a sentence that begins with its name, or None if it can."""
+    if tensor.is_meta:
+        return "is on the meta device and has no values"
+    if tensor.layout != torch.strided:
+        return f"has the layout {tensor.layout}; only strided tensors can be stored"
+    if tensor.dtype not in DTYPE_NAMES:
+        return f"has the dtype {tensor.dtype}, which cannot be stored"
+    return None
+
+
 def build_header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
     """Return the first bytes of a file for `tensors` (length, header, padding) and the order of their data.
 
     Tensors are ordered by falling element size, then by name, which keeps every one of them aligned.
 
     Raises:
-        ArgumentError: a tensor has a dtype without a name in `DTYPES`.
+        ArgumentError: a tensor cannot be stored, or the header is beyond what `parse_header` accepts.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPE_NAMES:
-            raise ArgumentError(f"tensor {name!r} has the dtype {tensor.dtype}, which cannot be stored")
+        reason = why_not_stored(tensor)
+        if reason is not None:
+            raise ArgumentError(f"tensor {name[:200]!r} {reason}")
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     entries: dict[str, Any] = {}
     begin = 0
@@ -87,6 +99,10 @@ def build_header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
     header += b" " * (-len(header) % 8)
     if len(header) > MAX_HEADER_BYTES:
         raise ArgumentError(f"{len(tensors)} tensors need a header of more than {MAX_HEADER_BYTES} bytes")
+    try:
+        _parse_entries(header, f"{len(tensors)} tensors")
+    except CheckpointError as error:
+        raise ArgumentError(f"cannot be stored: {error}") from None
     return len(header).to_bytes(8, "little") + header, order
 
 
@@ -109,13 +125,7 @@ def parse_header(mapped: MappedFile | bytes, where: str) -> dict[str, TensorSpec
             f"{where}: expected a header length that is a multiple of 8 and at most {min(MAX_HEADER_BYTES, size - 8)}, "
             f"found {length}"
         )
-    entries = parse_json(mapped[8 : 8 + length], f"{where}: header")
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{where}: header: expected a JSON object, found {type(entries).__name__}")
-    specs = {name: _parse_entry(entry, f"{where}: tensor {name[:200]!r}") for name, entry in entries.items()}
-    for name in specs:
-        if len(name) > MAX_NAME_LENGTH:
-            raise CheckpointError(f"{where}: expected tensor names of at most {MAX_NAME_LENGTH} characters")
+    specs = _parse_entries(mapped[8 : 8 + length], where)
     position = 0
     for name, spec in sorted(specs.items(), key=lambda item: (item[1].begin, item[1].end)):
         if spec.begin != position:
@@ -130,6 +140,20 @@ def parse_header(mapped: MappedFile | bytes, where: str) -> dict[str, TensorSpec
         )
     start = 8 + length
     return {name: TensorSpec(s.dtype, s.shape, start + s.begin, start + s.end) for name, s in specs.items()}
+
+
+def _parse_entries(raw: bytes, where: str) -> dict[str, TensorSpec]:
+    """Parse the JSON of a header; positions are those that it has, counted from its end."""
+    entries = parse_json(raw, f"{where}: header")
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{where}: header: expected a JSON object, found {type(entries).__name__}")
+    specs = {name: _parse_entry(entry, f"{where}: tensor {name[:200]!r}") for name, entry in entries.items()}
+    for name in specs:
+        if len(name) > MAX_NAME_LENGTH:
+            raise CheckpointError(
+                f"{where}: tensor {name[:200]!r}: expected tensor names of at most {MAX_NAME_LENGTH} characters"
+            )
+    return specs
 
 
 def _parse_entry(entry: object, where: str) -> TensorSpec:

@@ -52,7 +52,7 @@ def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> Fil
     """Write tensors to `stem-HASH.safetensors` and return its record.
 
     Raises:
-        ArgumentError: a dtype cannot be stored.
+        ArgumentError: a tensor, or so many of them, cannot be stored.
     """
     header, order = build_header(tensors)
     digest = hashlib.sha256()

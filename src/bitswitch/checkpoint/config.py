@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bitswitch._files import FileRecord, read_document
+from bitswitch._files import FileRecord, read_document, read_settled
 from bitswitch._planes import planes_needed
 from bitswitch.errors import BitswitchError, CheckpointError
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
@@ -20,6 +20,8 @@ FORMAT = "bitswitch"
 VERSION = 1
 MAX_CODES = 1 << 40
 MAX_DIMENSIONS = 8
+
+T = TypeVar("T")
 
 _MEMBERS = {"format", "version", "bits", "layers", "options", "precision", "architecture", "weights", "base", "planes"}
 
@@ -104,6 +106,20 @@ def read_config(folder: Path) -> CheckpointConfig:
     """
     path = folder / CONFIG_NAME
     return parse_config(read_document(path), str(path))
+
+
+def with_config(folder: Path, read: Callable[[CheckpointConfig], T]) -> T:
+    """Return what `read` returns for the config.json of a checkpoint, also while another process saves there.
+
+    Args:
+        folder: the checkpoint.
+        read: opens the data files; called again if they were replaced first, see `bitswitch._files.read_settled`.
+
+    Raises:
+        CheckpointError: as `read_config` and `read` do.
+    """
+    path = folder / CONFIG_NAME
+    return read_settled(path, lambda members: read(parse_config(members, str(path))))
 
 
 def parse_config(members: Mapping[str, Any], where: str) -> CheckpointConfig:

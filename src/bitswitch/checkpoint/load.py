@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from bitswitch.checkpoint.config import CheckpointConfig, read_config
+from bitswitch.checkpoint.config import CheckpointConfig, with_config
 from bitswitch.checkpoint.contents import codes_key, weight_scale_keys
 from bitswitch.checkpoint.opening import open_network
 from bitswitch.checkpoint.reader import read_codes
@@ -28,7 +28,8 @@ def load(
     """Open a checkpoint, reading only the bit planes that a precision needs.
 
     The loaded layers hold integer codes; `bitswitch.switch` reads further planes from the folder when they are needed,
-    and `bitswitch.unfreeze` makes the model trainable again.
+    and `bitswitch.unfreeze` makes the model trainable again. If another process saves to the folder in the meantime, it
+    is the old checkpoint that is loaded or the new one.
 
     Args:
         folder: a checkpoint written by `save`.
@@ -47,7 +48,12 @@ def load(
         PrepareError: `into` is prepared already.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    return with_config(folder, lambda config: _load(folder, config, into, bits))
+
+
+def _load(
+    folder: Path, config: CheckpointConfig, into: nn.Module, bits: int | Mapping[str, int] | Precision | None
+) -> nn.Module:
     precision = config.precision if bits is None else Precision.of(bits)
     needed = config.needed(precision.resolve(config.table.available))
     model, scales = open_network(folder, config, into)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from bitswitch._files import why_not_stored
 from bitswitch.errors import CheckpointError
 from bitswitch.layers.base import SwitchableLayer
 
@@ -20,7 +21,7 @@ def plain_state(model: nn.Module, *, shared: bool) -> dict[str, Tensor]:
         shared: whether widths share a weight scale; otherwise the float weights are part of the state.
 
     Raises:
-        CheckpointError: a module keeps state that is not a tensor.
+        CheckpointError: a module keeps state that is not a tensor, or a tensor that cannot be stored.
     """
     skipped: set[str] = set()
     for name, module in model.named_modules(remove_duplicate=False):
@@ -34,8 +35,9 @@ def plain_state(model: nn.Module, *, shared: bool) -> dict[str, Tensor]:
             continue
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{name!r} is a {type(tensor).__name__}; only tensors can be stored")
-        if tensor.is_meta:
-            raise CheckpointError(f"{name!r} is on the meta device and has no values")
+        reason = why_not_stored(tensor)
+        if reason is not None:
+            raise CheckpointError(f"tensor {name!r} {reason}")
         if id(tensor) not in seen:
             seen.add(id(tensor))
             state[name] = tensor

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitswitch._files import open_tensors
 from bitswitch._planes import empty_codes, merge_planes
-from bitswitch.checkpoint.config import CheckpointConfig, read_config
+from bitswitch.checkpoint.config import CheckpointConfig, with_config
 from bitswitch.checkpoint.contents import check_base, check_plane
 from bitswitch.errors import MissingPlanesError
 
@@ -99,7 +99,10 @@ def verify(folder: str | os.PathLike[str]) -> CheckpointConfig:
         CheckpointError: a file is damaged, or config.json or the base file is missing.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    return with_config(folder, lambda config: _verify(folder, config))
+
+
+def _verify(folder: Path, config: CheckpointConfig) -> CheckpointConfig:
     with open_base(folder, config):
         pass
     for index, record in enumerate(config.planes):

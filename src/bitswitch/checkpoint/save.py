@@ -47,11 +47,12 @@ def save(
 
     Raises:
         PrepareError, CalibrationError: the model is not prepared or not calibrated.
-        PrecisionError, UnknownLayerError, ArgumentError: `precision` or `architecture` is invalid.
+        PrecisionError, UnknownLayerError, ArgumentError: `precision` or `architecture` is invalid, or the tensors are
+            more than a file holds, or have too many dimensions or too long names.
         MissingPlanesError: the model was opened from fewer planes than `precision` needs.
         CheckpointError: the model has values that cannot be stored (NaN, infinite parameters, state that is not a
-            tensor), or the folder holds planes or widths of this very model that would be lost, or a config.json that
-            is not a checkpoint's.
+            tensor, dtypes and layouts that files do not have), or the folder holds planes or widths of this very model
+            that would be lost, or a config.json that is not a checkpoint's.
     """
     network = unwrap(model)
     state = state_of(network)

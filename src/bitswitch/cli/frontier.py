@@ -47,7 +47,7 @@ class FrontierOptions(BudgetOptions, TrainedOptions):
     points: int = 9
     """Budgets of the average width, evenly between the lowest and the highest, if none are given."""
     random: int = 10
-    """Random SubNets of each budget."""
+    """Random SubNets of each budget; fewer where few fit."""
     seeds: int = 4
     """Solutions of the integer programme that the local search starts from."""
     rounds: int = 6
@@ -263,7 +263,9 @@ def _print(data: FrontierData, parts: ImageParts, options: FrontierOptions) -> N
         )
         for part in found.within
     ]
-    chance = [f"best of {options.random} random"] if options.random else []
+    least, most = (of(len(part.random) for part in found.within) for of in (min, max))
+    number = f"{least}" if least == most else f"{least} … {most}"
+    chance = [f"best of {number} random"] if options.random else []
     print_table(("budget", *COST_HEADER, "programme", "refined", *chance), rows)
     _print_correlations(data)
     print(f"chosen on {parts.search.num_samples:,} images ({parts.names[0]})")

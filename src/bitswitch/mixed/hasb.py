@@ -75,7 +75,8 @@ class HASB:
         sigma: σ_max, 0 … 1.
         threshold: t_m: "mean" of the traces as in the paper, "log-median", or a number; or "smooth", for no threshold
             at all (see `roulette_probabilities`).
-        aliases: {layer: layer that stores its weight}, for layers that share a weight and so draw once.
+        aliases: {layer: layer that stores its weight}, for layers that share a weight and so draw once. A
+            `JointTrainer` knows them; give them to draw without one.
         seed: of the draws.
 
     Raises:
@@ -135,7 +136,7 @@ class HASB:
             widths = layers[name]
             drawn[name] = bits if keep >= sigma else self._spin(position, widths, traces[name], threshold)
         for name, owner in self._aliases.items():
-            if name in layers and len(layers[name]) > 1:
+            if name in layers and len(layers[name]) > 1 and owner in drawn:
                 drawn[name] = drawn[owner]
         return Precision.of(drawn, default=bits)
 
@@ -185,6 +186,9 @@ def _checked(sensitivity: Mapping[str, float], names: Sequence[str]) -> dict[str
     for name in names:
         value: Any = sensitivity.get(name)
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise ConfigError(f"the sensitivity of layer {name!r} must be finite and not negative; it is {value!r}")
+            raise ConfigError(
+                f"the sensitivity of layer {name!r} must be finite and not negative; it is {value!r}"
+                + ("" if name in sensitivity else "; name layers that share the weight of another one in aliases=")
+            )
         found[name] = float(value)
     return found

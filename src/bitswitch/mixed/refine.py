@@ -86,7 +86,7 @@ def _neighbours(
 
 
 def random_subnets(
-    space: SearchSpace, budgets: Mapping[str, float], count: int, *, seed: int = 0, attempts: int = 20_000
+    space: SearchSpace, budgets: Mapping[str, float], count: int, *, seed: int = 0, patience: int = 50
 ) -> list[SubNet]:
     """Return distinct random SubNets that use a budget up: widths are drawn, then raised or lowered at random until no
     single step up is left within the budgets. They are what a frontier is compared with.
@@ -96,19 +96,20 @@ def random_subnets(
         budgets: as for `SearchSpace.solve`.
         count: how many; fewer are returned if they are hard to find.
         seed: of the draws.
-        attempts: draws at most.
+        patience: the search ends after `patience * count` draws in a row without a new SubNet.
     """  # noqa: D205
     generator = random.Random(seed)
     found: dict[Precision, SubNet] = {}
-    for _ in range(attempts):
+    fruitless = 0
+    while len(found) < count and fruitless < patience * count:
         widths = {
             name: bits for names, options in space.choices for bits in [generator.choice(options)] for name in names
         }
         subnet = _fill(space, widths, budgets, generator)
-        if subnet is not None:
-            found.setdefault(subnet.precision, subnet)
-        if len(found) == count:
-            break
+        fruitless += 1
+        if subnet is not None and subnet.precision not in found:
+            found[subnet.precision] = subnet
+            fruitless = 0
     return list(found.values())
 
 

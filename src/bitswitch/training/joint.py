@@ -27,7 +27,7 @@ from bitswitch.training.diagnose import find_non_finite
 from bitswitch.training.distill import Distillation
 from bitswitch.training.distributed import rank, sum_over_processes, world_size
 from bitswitch.training.optimizers import MOMENTS, BaseRates, Moments, OptimizerFactory, adam, non_negative
-from bitswitch.training.samplers import Sampler, StatefulSampler, Uniform
+from bitswitch.training.samplers import Sampler, StatefulSampler, Uniform, draw
 from bitswitch.training.steps import StepResult, WidthResult
 from bitswitch.training.turns import TURNS, Turns, widths_at
 
@@ -80,7 +80,8 @@ class JointTrainer:
         schedule: "cosine" (to 0, no warm-up), "constant", or a function (step, total_steps) → factor of λ.
         turns: "all" trains every width on every batch, as in the paper; "rotate" trains the lowest width and one of
             the others in turn, so that a batch costs two passes however many widths there are.
-        sampler: draws a precision for every width's turn; uniform widths by default.
+        sampler: draws a precision for every width's turn; uniform widths by default. Layers that share a weight draw
+            once.
         compile: run forward and backward passes under torch.compile: True, or its arguments, such as
             {"mode": "max-autotune"}. Each width is compiled in its first step; batches should have one shape.
 
@@ -206,8 +207,8 @@ class JointTrainer:
             return self.distill.teacher_logits(self.loss_fn, batch)
 
     def _forward_backward(self, bits: int, batch: Any, teacher: Tensor | None) -> _Pass:
-        layers = state_of(self.network).table.available
-        precision = self.sampler.sample(step=self.num_steps, total_steps=self.total_steps, bits=bits, layers=layers)
+        table = state_of(self.network).table
+        precision = draw(self.sampler, table, step=self.num_steps, total_steps=self.total_steps, bits=bits)
         switch(self.network, precision)
         model = self.model if self._compiled is None else self._compiled.at(precision)
         with self._autocast_context():
