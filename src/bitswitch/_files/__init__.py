@@ -8,7 +8,7 @@ ever unpickled, and no number found in a file is used before it has been compare
 
 from __future__ import annotations
 
-from bitswitch._files.documents import parse_json, seal, unseal
+from bitswitch._files.documents import SEAL_START, parse_json, seal, unseal
 from bitswitch._files.reading import MappedFile, map_file, read_document, read_settled
 from bitswitch._files.records import FileRecord, open_tensors
 from bitswitch._files.state import read_state, write_state
@@ -16,6 +16,7 @@ from bitswitch._files.tensors import TensorSpec, parse_header, why_not_stored
 from bitswitch._files.writing import locked, remove_unreferenced, write_document, write_file, write_tensors
 
 __all__ = [
+    "SEAL_START",
     "FileRecord",
     "MappedFile",
     "TensorSpec",

@@ -18,9 +18,9 @@ MAX_JSON_DEPTH = 64
 # Enough for the 128-bit state of a random number generator.
 MAX_JSON_DIGITS = 40
 
-_SEAL_START = b'{"sha256":"'
+SEAL_START = b'{"sha256":"'
 _SEAL_END = b'",'
-_SEAL_LENGTH = len(_SEAL_START) + 64 + len(_SEAL_END)
+_SEAL_LENGTH = len(SEAL_START) + 64 + len(_SEAL_END)
 _STRUCTURE = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 
 
@@ -77,7 +77,7 @@ def seal(members: Mapping[str, Any]) -> bytes:
     {'a': 1}
     """
     body = canonical_json(dict(members)) + b"\n"
-    sealed = _SEAL_START + hashlib.sha256(body).hexdigest().encode() + _SEAL_END + body[1:]
+    sealed = SEAL_START + hashlib.sha256(body).hexdigest().encode() + _SEAL_END + body[1:]
     try:
         unseal(sealed, "the document")
     except CheckpointError as error:
@@ -93,8 +93,8 @@ def unseal(raw: bytes, where: str) -> dict[str, Any]:
     """
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise CheckpointError(f"{where}: expected at most {MAX_DOCUMENT_BYTES} bytes, found {len(raw)}")
-    start, digest = raw[: len(_SEAL_START)], raw[len(_SEAL_START) : _SEAL_LENGTH - len(_SEAL_END)]
-    if start != _SEAL_START or raw[_SEAL_LENGTH - len(_SEAL_END) : _SEAL_LENGTH] != _SEAL_END:
+    start, digest = raw[: len(SEAL_START)], raw[len(SEAL_START) : _SEAL_LENGTH - len(_SEAL_END)]
+    if start != SEAL_START or raw[_SEAL_LENGTH - len(_SEAL_END) : _SEAL_LENGTH] != _SEAL_END:
         raise CheckpointError(f"{where}: expected a document that begins with its sha256, found {raw[:16]!r}")
     body = b"{" + raw[_SEAL_LENGTH:]
     found = hashlib.sha256(body).hexdigest()

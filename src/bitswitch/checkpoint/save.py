@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitswitch._files import FileRecord, locked, remove_unreferenced, seal, write_document, write_tensors
+from bitswitch._files import SEAL_START, FileRecord, locked, remove_unreferenced, seal, write_document, write_tensors
 from bitswitch._planes import pack_plane, planes_needed
 from bitswitch.checkpoint.config import CONFIG_NAME, CheckpointConfig, StoredWeight, has_planes, parse_config
 from bitswitch.checkpoint.contents import check_base, check_finite, codes_key, input_keys, weight_scale_keys
@@ -23,7 +23,6 @@ from bitswitch.precision import Precision
 
 _STEMS = r"base|plane-[0-7]"
 _PLACEHOLDER = "0" * 64
-_CONFIG_START = b'{"sha256":"'
 
 
 def save(
@@ -84,8 +83,8 @@ def refuse_foreign(folder: Path) -> None:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        start = file.read(len(_CONFIG_START))
-    if start != _CONFIG_START:
+        start = file.read(len(SEAL_START))
+    if start != SEAL_START:
         raise CheckpointError(
             f"{path} does not belong to a checkpoint, and saving there would replace it; save to another folder"
         )

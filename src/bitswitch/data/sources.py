@@ -14,6 +14,7 @@ from bitswitch.data.parquet import read_parquet
 from bitswitch.errors import ConfigError
 from bitswitch.integrations._lookup import import_optional
 
+DIGITS_CLASSES = tuple("0123456789")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -29,7 +30,7 @@ def load_digits(seed: int = 0) -> tuple[ImageSet, ImageSet]:
     pixels, labels = sklearn_digits(return_X_y=True)
     # They come as 0…16; the files of other sets use the whole range of a byte.
     images = (torch.from_numpy(pixels) * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
-    digits = ImageSet(images, torch.from_numpy(labels).to(torch.int64), tuple("0123456789"))
+    digits = ImageSet(images, torch.from_numpy(labels).to(torch.int64), DIGITS_CLASSES)
     return digits.split(0.2, seed)
 
 

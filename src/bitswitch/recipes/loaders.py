@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bitswitch.data import (
+    CIFAR10_CLASSES,
     CIFAR_AUGMENTATION,
     CIFAR_NORMALIZATION,
     DIGITS_AUGMENTATION,
@@ -24,6 +25,7 @@ from bitswitch.data import (
     load_cifar10,
     load_digits,
 )
+from bitswitch.data.sources import DIGITS_CLASSES
 from bitswitch.errors import ConfigError
 from bitswitch.layers.modes import in_mode
 from bitswitch.recipes.config import DATA_VARIABLE, DataConfig, RunConfig
@@ -47,6 +49,7 @@ class _Images:
         self.augmentation: CropFlip = DIGITS_AUGMENTATION
         if config.kind == "cifar10":
             self.normalization, self.augmentation = CIFAR_NORMALIZATION, CIFAR_AUGMENTATION
+            self._folder = data_folder(config)
 
     @cached_property
     def held_out(self) -> ImageSet:
@@ -76,7 +79,7 @@ class _Images:
     def _read(self, split: Literal["train", "test"]) -> ImageSet:
         if self._config.kind == "digits":
             return load_digits(self._config.split_seed)[split == "test"]
-        return load_cifar10(data_folder(self._config), split, download=self._config.download)
+        return load_cifar10(self._folder, split, download=self._config.download)
 
 
 class RecipeData:
@@ -87,6 +90,9 @@ class RecipeData:
         run: seed, memory format and batch size of evaluation.
         device: where batches go.
 
+    Attributes:
+        classes: their names.
+
     Raises:
         ConfigError: nothing says where the images are, or a folder has other classes for training than for evaluation.
             Loaders raise it if the images cannot be read.
@@ -96,14 +102,8 @@ class RecipeData:
         self.config = config
         self.run = run
         self.device = device
-        folder = None if config.kind == "digits" else data_folder(config)
         self._images = None if config.kind == "folder" else _Images(config)
-        self._folder_classes = _folder_classes(folder) if folder is not None and self._images is None else ()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        return self._folder_classes if self._images is None else self._images.held_out.classes
+        self.classes = _classes(config)
 
     def check_outputs(self, network: nn.Module) -> None:
         """Run a network on the `device` on a black image, to see that it has an output for every class.
@@ -208,8 +208,11 @@ def data_folder(config: DataConfig) -> Path:
     return Path(folder)
 
 
-def _folder_classes(folder: Path) -> tuple[str, ...]:
-    """Return the names of the classes, which training and evaluation number alike only if both have all of them."""
+def _classes(config: DataConfig) -> tuple[str, ...]:
+    """Return the names of the classes; of a folder's, whose two parts number them alike only if both have all."""
+    if config.kind != "folder":
+        return DIGITS_CLASSES if config.kind == "digits" else CIFAR10_CLASSES
+    folder = data_folder(config)
     parts = [folder / part for part in ("train", "val") if (folder / part).is_dir()]
     if not parts:
         raise ConfigError(f"the image folder {folder} has neither train/ nor val/")

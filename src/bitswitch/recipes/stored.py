@@ -26,26 +26,34 @@ def architecture_of(model: ModelConfig) -> Architecture:
     return Architecture.of(model.name, **options)
 
 
+def config_of_run(path: Path) -> dict[str, Any] | None:
+    """Return what config.json of a run folder holds, or None if the folder is none.
+
+    Raises:
+        CheckpointError: it is not JSON.
+    """
+    config = read_json(path / CONFIG_NAME)
+    return config if isinstance(config, dict) and "recipe" in config else None
+
+
 def recipe_of_run(path: Path) -> Recipe | None:
-    """Return the recipe of a run folder, or None if it is none.
+    """Return the recipe of a run folder, or None if the folder is none.
 
     Raises:
         ConfigError, CheckpointError: its configuration is damaged.
     """
-    config = read_json(path / CONFIG_NAME)
-    if not isinstance(config, dict) or "recipe" not in config:
-        return None
-    return from_json(Recipe, config["recipe"], "recipe")
+    config = config_of_run(path)
+    return None if config is None else from_json(Recipe, config["recipe"], "recipe")
 
 
 def checkpoint_folder(path: Path) -> Path:
     """Return the checkpoint folder of a run folder; any other folder is returned as it is.
 
     Raises:
-        ConfigError: the run is not finished, or its configuration is damaged.
-        CheckpointError: its configuration is not JSON.
+        ConfigError: the run is not finished.
+        CheckpointError: its configuration is damaged.
     """
-    if recipe_of_run(path) is None:
+    if config_of_run(path) is None:
         return path
     folder = path / CHECKPOINT_FOLDER
     if not (folder / CHECKPOINT_CONFIG).exists():

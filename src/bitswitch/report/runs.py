@@ -13,6 +13,7 @@ from bitswitch.errors import BitswitchError, CheckpointError, ConfigError
 from bitswitch.recipes.config import Recipe
 from bitswitch.recipes.convert import from_json
 from bitswitch.recipes.job import Results
+from bitswitch.recipes.stored import config_of_run
 from bitswitch.report.plots import PlotData
 from bitswitch.training.run import CONFIG_NAME, METRICS_NAME, RESULTS_NAME, TIMING_NAME, read_json
 from bitswitch.training.run_metrics import MetricsRow, read_metrics
@@ -92,8 +93,8 @@ def read_run(folder: Path) -> Run:
         ConfigError: it is not a run folder, or the run is not finished.
         CheckpointError: a file of it is damaged.
     """
-    config = read_json(folder / CONFIG_NAME) if folder.is_dir() else None
-    if not isinstance(config, dict) or "recipe" not in config:
+    config = config_of_run(folder) if folder.is_dir() else None
+    if config is None:
         raise ConfigError(f"{folder} is not a run folder: it has no {CONFIG_NAME} with a recipe")
     results = read_json(folder / RESULTS_NAME)
     if results is None:
