@@ -234,7 +234,7 @@ def _input_quantizer(entry: LayerEntry, options: QuantizerOptions, module: nn.Mo
 def unfreeze(model: nn.Module) -> None:
     """Make a loaded model trainable again: every stored layer gets a float weight, the dequantized integers.
 
-    Outputs at every width stay bit-identical.
+    Weights have the type that they have in the float network. Outputs at every width stay bit-identical.
 
     Args:
         model: a prepared model; layers that are trainable already are left alone.

@@ -53,6 +53,15 @@ def test_the_padding_row_gets_no_gradient() -> None:
 
 def test_rows_keep_the_type_of_the_table() -> None:
     layer = embedding().to(torch.bfloat16)
-    assert layer(TOKENS).dtype == torch.bfloat16
+    layer.bits = 4
+    expected = layer(TOKENS)
+    assert expected.dtype == torch.bfloat16
     layer.set_codes(layer.weight_codes(8), layer.weight_quantizer.scale.value().detach(), 8)
     assert layer.codes.dtype == torch.int8
+    assert layer.weight.dtype == torch.bfloat16
+    assert torch.equal(layer.weight[TOKENS], expected)
+    torch.testing.assert_close(layer(TOKENS), expected, rtol=0, atol=0)
+    assert layer.float()(TOKENS).dtype == torch.float32
+    layer.bfloat16().unfreeze()
+    assert layer.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(layer(TOKENS), expected, rtol=0, atol=0)
