@@ -18,7 +18,8 @@ class SwitchableEmbedding(SwitchableLayer, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer at the active width."""
         if self.is_frozen:
-            rows = second_round(self.codes[input], self.stored_bits, self.bits)
+            # Indexing would take negative numbers for rows from the end.
+            rows = second_round(F.embedding(input, self.codes), self.stored_bits, self.bits)
             return self.weight_quantizer.dequantize(rows, self.bits, rows=input).to(self.weight_dtype)
         rows = F.embedding(
             input,
