@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +124,38 @@ def test_batchnorm_statistics_move_once_and_on_request() -> None:
     assert not torch.equal(moved, residual().bn1.running_var)
     bs.calibrate(model, [images(16)])
     assert torch.equal(model.bn1.norms["2"].running_var, moved)
+
+
+def test_calibrating_again_does_not_depend_on_the_active_width() -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    bs.calibrate(model, [images(16)])
+    with torch.no_grad():
+        model.bn1.norms["2"].weight.mul_(3)
+    scales = []
+    for bits in (8, 2):
+        bs.switch(model, bits)
+        bs.calibrate(model, [images(16)])
+        assert model.conv1.bits == bits
+        scales.append(model.conv2.input_quantizer.scale_for(8).value().detach().clone())
+    assert torch.equal(*scales)
+
+
+@pytest.mark.parametrize("activations", [True, False])
+def test_batchnorm_statistics_of_a_loaded_state_stay(activations: bool) -> None:
+    def prepared() -> Any:
+        return bs.prepare(residual(), example_inputs=images(), activations=activations)
+
+    trained = prepared()
+    bs.calibrate(trained, [images(16)])
+    model = prepared()
+    model.load_state_dict(trained.state_dict())
+    bs.calibrate(model, [images(16, 1)])
+    assert torch.equal(model.bn1.norms["2"].running_mean, trained.bn1.norms["2"].running_mean)
+    # A part of a state is no calibration.
+    model = prepared()
+    model.load_state_dict({"head.bias": torch.zeros(10)}, strict=False)
+    bs.calibrate(model, [images(16, 1)])
+    assert not torch.equal(model.bn1.norms["2"].running_mean, residual().bn1.running_mean)
 
 
 def test_calibration_is_deterministic_and_keeps_the_mode() -> None:

@@ -69,10 +69,11 @@ def calibrate(
 ) -> None:
     """Set the activation scales of every width from data, and move its BatchNorm statistics by what it changes.
 
-    The float network is run on the batches; each layer's scale and zero point of each width are the minimisers of the
-    squared error on a sample of its inputs, Eq. (4)–(5). Then every width is run, and where its BatchNorms see another
-    mean and variance than those of the float network, their running statistics move by the difference. A model that
-    was prepared without example inputs is completed by the first batch.
+    The float network is run on the batches, with the BatchNorms of the highest width whatever the active one is; each
+    layer's scale and zero point of each width are the minimisers of the squared error on a sample of its inputs, Eq.
+    (4)–(5). Then every width is run, and where its BatchNorms see another mean and variance than those of the float
+    network, their running statistics move by the difference. A model that was prepared without example inputs is
+    completed by the first batch.
 
     Args:
         model: a prepared model, changed in place; its mode and precision are restored.
@@ -80,7 +81,7 @@ def calibrate(
         forward: calls the model on one batch. By default a tensor or the first item of a tuple is passed as it is, and
             a mapping as keyword arguments.
         batch_norm: move the BatchNorm statistics. That happens at the first calibration only, while all widths still
-            have those of the float network.
+            have those of the float network, and not after the state dict of a calibrated model was loaded.
 
     Raises:
         CalibrationError: there are no batches, a layer's input is NaN or infinite, or the model was loaded and holds
@@ -109,7 +110,8 @@ def calibrate(
             forward(network, batch)
 
     with in_mode(network, training=False):
-        float_moments = _set_all_input_scales(network, run)
+        with at(network, state.bits[0]):
+            float_moments = _set_all_input_scales(network, run)
         if batch_norm and not state.calibrated:
             for bits in state.bits:
                 with at(network, bits):

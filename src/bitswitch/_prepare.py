@@ -168,6 +168,14 @@ def _install(model: nn.Module, table: LayerTable, bits: tuple[int, ...], options
             quantizer = quantizers[entry.alias_of or entry.name]
             make_switchable(module, quantizer, _input_quantizer(entry, options, module))
     model.__dict__["_bitswitch"] = ModelState(bits, table, Precision.of(bits[0]), options)
+    model.register_load_state_dict_post_hook(_note_loaded)
+
+
+def _note_loaded(model: nn.Module, incompatible_keys: Any) -> None:
+    """Take a complete state with activation scales for one of a calibrated model."""
+    quantizers = [layer.input_quantizer for _, layer in iter_layers(model)]
+    if not incompatible_keys.missing_keys and all(q is None or q.calibrated for q in quantizers):
+        model.__dict__["_bitswitch"].calibrated = True
 
 
 def _check_fits(entry: LayerEntry, modules: Mapping[str, nn.Module], table: LayerTable) -> None:
@@ -234,7 +242,7 @@ def _input_quantizer(entry: LayerEntry, options: QuantizerOptions, module: nn.Mo
 def unfreeze(model: nn.Module) -> None:
     """Make a loaded model trainable again: every stored layer gets a float weight, the dequantized integers.
 
-    Outputs at every width stay bit-identical.
+    Weights have the type that they have in the float network. Outputs at every width stay bit-identical.
 
     Args:
         model: a prepared model; layers that are trainable already are left alone.

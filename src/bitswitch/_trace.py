@@ -47,12 +47,10 @@ class Graph:
     Attributes:
         predecessors: the nodes that feed each executed node, through anything that is no node; in order of execution.
         nonnegative: whether all inputs that a node saw are known not to be negative.
-        outputs: the nodes that the network's output comes from.
     """
 
     predecessors: dict[str, set[str]] = field(default_factory=dict)
     nonnegative: dict[str, bool] = field(default_factory=dict)
-    outputs: set[str] = field(default_factory=set)
 
     @cached_property
     def successors(self) -> dict[str, set[str]]:
@@ -151,7 +149,7 @@ def trace(model: nn.Module, nodes: list[tuple[str, nn.Module]], run: Callable[[n
     Args:
         model: the network; its mode is restored.
         nodes: (name, module) of the layers and normalisations to see.
-        run: calls the model on example inputs and returns its output.
+        run: calls the model on example inputs.
     """
     tracer = _Tracer()
     handles = list(_hooks(tracer, nodes))
@@ -160,17 +158,9 @@ def trace(model: nn.Module, nodes: list[tuple[str, nn.Module]], run: Callable[[n
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with in_mode(model, training=False), torch.no_grad(), tracer:
-            output = run(model)
+            run(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
-    tracer.graph.outputs = set(tracer.sources(_tensors_in(output)))
     return tracer.graph
-
-
-def _tensors_in(output: Any) -> Any:
-    """Make the tensors of an output visible to pytree: a model of transformers returns a dict-like class."""
-    if isinstance(output, dict):
-        return dict(output)
-    return output

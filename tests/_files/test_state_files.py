@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import re
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -10,7 +12,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitswitch._files import FileRecord, open_tensors, parse_json, read_state, seal, state, unseal, write_state
+from bitswitch._files import (
+    FileRecord,
+    open_tensors,
+    parse_json,
+    read_state,
+    seal,
+    state,
+    unseal,
+    write_file,
+    write_state,
+)
 from bitswitch.errors import ArgumentError, BitswitchError, CheckpointError
 
 DTYPES = [
@@ -109,6 +121,24 @@ def test_a_state_that_is_replaced_while_it_is_read(times: int, tmp_path: Path, m
             read_state(tmp_path)
     else:
         assert read_state(tmp_path) == ({"a": times}, times)
+
+
+def test_a_file_beside_a_state_that_another_thread_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fcntl")
+    thread = threading.Thread(target=write_state, args=(tmp_path, {"a": torch.tensor(1)}, 1))
+    fsync = os.fsync
+
+    def overtaken(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        thread.start()
+        thread.join(0.2)  # it waits for the lock, or is done if there is none
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", overtaken)
+    write_file(tmp_path / "notes.txt", b"text")
+    thread.join()
+    assert (tmp_path / "notes.txt").read_bytes() == b"text"
+    assert read_state(tmp_path) == ({"a": 1}, 1)
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:

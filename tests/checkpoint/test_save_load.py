@@ -224,6 +224,24 @@ class TestSubNets:
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_half_precision_with_an_embedding(tmp_path: Path) -> None:
+    def language_net() -> nn.Module:
+        return nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).bfloat16()
+
+    tokens = torch.tensor([[1, 8, 0]])
+    model = bs.prepare(language_net(), example_inputs=tokens, force="0").eval()
+    bs.calibrate(model, [tokens])
+    checkpoint.save(model, tmp_path)
+    loaded = checkpoint.load(tmp_path, into=language_net(), bits=2)
+    for bits in (2, 8):
+        bs.switch(model, bits)
+        bs.switch(loaded, bits)
+        assert torch.equal(loaded(tokens), model(tokens))
+    bs.unfreeze(loaded)
+    assert torch.equal(loaded(tokens), model(tokens))
+    assert loaded[1].weight.dtype == torch.bfloat16
+
+
 def test_half_precision_and_odd_state(tmp_path: Path, net: Make, x: Tensor) -> None:
     model = bs.prepare(net(), example_inputs=x)
     bs.calibrate(model, [x])

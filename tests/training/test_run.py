@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bitswitch._files import write_state
 from bitswitch.errors import CheckpointError, ConfigError
 from bitswitch.training.run import RunFolder, is_locked, read_json, write_json
 from bitswitch.training.run_loop import Cadence, Observer, run_phase
@@ -192,7 +195,7 @@ def test_state_of_another_network_is_refused() -> None:
         load_model_state(nn.Linear(2, 2), {"weight": torch.zeros(2, 2)})
 
 
-def test_json_files(tmp_path: Path) -> None:
+def test_json_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     assert read_json(path) is None
     write_json(path, {"width": [8, 4]})
@@ -200,3 +203,13 @@ def test_json_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"loss": float("nan")})
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    # What a killed process leaves is found and removed by the next state that is written.
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda path: None)
+        killed.setattr(os, "replace", lambda source, target: sys.exit())
+        with pytest.raises(SystemExit):
+            write_json(path, {})
+    assert len(list(tmp_path.iterdir())) == 2
+    write_state(tmp_path, {}, None)
+    assert not [entry.name for entry in tmp_path.iterdir() if entry.name.endswith(".tmp")]
+    assert read_json(path) == {"width": [8, 4]}

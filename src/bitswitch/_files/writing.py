@@ -80,13 +80,20 @@ def write_document(folder: Path, name: str, members: Mapping[str, Any]) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all; folders above it are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path.parent, lambda file: file.write(content), lambda: path.name)
+    """Write a file that appears complete or not at all; folders above it are made.
+
+    Raises:
+        CheckpointError: the path of its folder is taken by something else.
+    """
+    # Who holds the lock removes the temporary files of all others as those of killed writers.
+    with locked(path.parent):
+        _write_atomically(path.parent, lambda file: file.write(content), lambda: path.name)
 
 
 def remove_unreferenced(folder: Path, stems: str, keep: Collection[str]) -> None:
     """Remove data files of ours that no document needs any more, and what a killed writer left behind.
+
+    The caller holds the lock of the folder, so that no other writer is alive in it.
 
     Args:
         folder: where to look; not below it.

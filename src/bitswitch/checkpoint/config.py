@@ -53,7 +53,8 @@ class CheckpointConfig:
         bits: the candidate widths of the network, descending.
         table: the layer table.
         options: how the quantizers learn.
-        precision: that it opens at by default: the highest width stored, or the precision that it was saved for.
+        precision: the precision to open at: the one that the checkpoint was saved for, else the highest width that the
+            saved model held.
         architecture: whatever JSON the caller gave to find the architecture again.
         weights: how the weight of each quantized layer is stored; layers that share another's weight are absent.
         base: the file of everything that is not planes.

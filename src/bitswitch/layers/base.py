@@ -32,6 +32,8 @@ class SwitchableLayer(nn.Module):
     weight_quantizer: WeightQuantizer
     input_quantizer: ActivationQuantizer | None
     codes: Tensor
+    # Empty, of the type of the weight that `codes` stand for: a buffer, so that casts of the network change it.
+    _like_weight: Tensor
     bits: int
     num_planes: int
 
@@ -58,6 +60,11 @@ class SwitchableLayer(nn.Module):
     def is_frozen(self) -> bool:
         """Whether the layer holds integer codes and no float weight."""
         return "codes" in self._buffers
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Type of the weight: of the float weight that the layer holds, or held before it was frozen."""
+        return self._like_weight.dtype if self.is_frozen else self.weight.dtype
 
     def out_first(self, weight: Tensor) -> Tensor:
         """View a weight in the layer's own layout with the output channel as its first dimension."""
@@ -123,7 +130,10 @@ class SwitchableLayer(nn.Module):
             raise PrepareError("a layer with one scale a width (shared=False) has no common integers to freeze to")
         self.weight_quantizer.scale.set_(scale)
         self.weight_quantizer.scale.parameter.requires_grad_(False)
-        self._parameters.pop("weight", None)
+        weight = self._parameters.pop("weight", None)
+        if weight is not None:
+            like_weight = torch.empty(0, dtype=weight.dtype, device=codes.device)
+            self.register_buffer("_like_weight", like_weight, persistent=False)
         self.register_buffer("codes", codes)
         self.num_planes = num_planes
 
@@ -134,7 +144,7 @@ class SwitchableLayer(nn.Module):
 
     @torch.no_grad()
     def unfreeze(self) -> None:
-        """Make the layer trainable: its float weight becomes the dequantized stored integers.
+        """Make the layer trainable: its weight becomes the dequantized stored integers, of the type that it had.
 
         Raises:
             PrepareError: only some of the planes were read, so the stored integers are not known in full.
@@ -147,13 +157,14 @@ class SwitchableLayer(nn.Module):
                 f"switch to {self.stored_bits} bits first"
             )
         weight = self.from_out_first(self.weight_quantizer.dequantize(self.codes, self.stored_bits))
-        del self._buffers["codes"]
+        weight = weight.to(self.weight_dtype)
+        del self.codes, self._like_weight
         self.weight = nn.Parameter(weight.contiguous())
         self.weight_quantizer.scale.parameter.requires_grad_(True)
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and "codes" in self.__dict__.get("_buffers", {}):
-            return self.quantized_weight()
+            return self.quantized_weight(self.weight_dtype)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -10,13 +10,17 @@ from bitswitch.rounding import second_round
 
 
 class SwitchableEmbedding(SwitchableLayer, nn.Embedding):
-    """Embedding, (…) int64 → (…, embedding_dim). Rows are looked up first, so only those in use are rounded."""
+    """Embedding, (…) int64 → (…, embedding_dim) of the type of the weight.
+
+    Rows are looked up first, so only those in use are rounded.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer at the active width."""
         if self.is_frozen:
-            rows = second_round(self.codes[input], self.stored_bits, self.bits)
-            return self.weight_quantizer.dequantize(rows, self.bits, rows=input)
+            # Indexing would take negative numbers for rows from the end.
+            rows = second_round(F.embedding(input, self.codes), self.stored_bits, self.bits)
+            return self.weight_quantizer.dequantize(rows, self.bits, rows=input).to(self.weight_dtype)
         rows = F.embedding(
             input,
             self.weight,

@@ -78,6 +78,8 @@ def why_not(module: nn.Module) -> str | None:
         if base is not None:
             return f"{type(module).__name__} overrides the forward of {base.__name__}"
         return f"{type(module).__name__} is not supported"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "max_norm changes the rows of its weight as they are looked up"
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is not a plain parameter"

@@ -149,7 +149,7 @@ class ModelState:
         precision: the active precision.
         options: how its quantizers learn.
         source: where missing bit planes can be read, for a model that was loaded.
-        calibrated: whether `calibrate` or `load` has set what the float network does not have.
+        calibrated: whether `calibrate`, `load` or a state dict has set what the float network does not have.
         extracted_from: the source of the model that this one is a single precision of.
     """
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bitswitch._files import parse_json, read_state, write_state
+from bitswitch._files import parse_json, read_state, write_file, write_state
 from bitswitch.errors import ConfigError
 from bitswitch.training import distributed
 from bitswitch.training.run_metrics import MetricsFile
@@ -207,18 +205,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON so that a reader sees the old file or the new one."""
-    temporary = path.with_name(f"{path.name}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    write_file(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def differences(expected: object, found: object, where: str = "") -> list[tuple[str, object, object]]:
