@@ -44,6 +44,8 @@ def test_sensitivity_of_a_run_and_of_a_checkpoint(
     assert main(["sensitivity", str(run / "checkpoint"), *words, "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "hessian, 48 images, 2 probes of each batch" in out
+    tables = [[line.split()[0] for line in part.splitlines() if line.split()[:1]] for part in out.split("per input")]
+    assert all(set(LAYERS) < set(layers) for layers in tables)
     of_checkpoint, of_run = (Sensitivity.load(folder / "sensitivity.json") for folder in (tmp_path, run / "mixed"))
     assert of_checkpoint.fingerprint == of_run.fingerprint
     assert set(LAYERS) < set(of_run) == set(of_checkpoint)
@@ -148,6 +150,11 @@ def test_a_subnet_is_saved_over_nothing_else(run: Path, tmp_path: Path, capsys: 
 def test_refusals(run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([words[0], str(run), *words[1:]]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--device", "cpu"], ["--data-folder", "nowhere"]])
+def test_a_search_has_no_options_without_effect(run: Path, option: list[str]) -> None:
+    assert main(["search", str(run), "--average-bits", "4", *option]) == 2
 
 
 def test_what_is_missing_is_named(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

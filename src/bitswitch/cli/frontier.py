@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from bitswitch.cli.mixed_options import BudgetOptions, TrainedOptions, load_sensitivity, silent_solver
+from bitswitch.cli.mixed_options import BudgetOptions, ImageOptions, load_sensitivity, silent_solver
 from bitswitch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ SEARCH_SCORES, UNSEEN_SCORES = "scores_search.json", "scores_unseen.json"
 
 
 @dataclass(frozen=True)
-class FrontierOptions(BudgetOptions, TrainedOptions):
+class FrontierOptions(BudgetOptions, ImageOptions):
     """Budgets, and how much is measured."""
 
     points: int = 9

@@ -26,7 +26,7 @@ SENSITIVITY_NAME = "sensitivity.json"
 
 @dataclass(frozen=True)
 class TrainedOptions:
-    """A network and its images."""
+    """A network, and the kind of its images."""
 
     trained: tyro.conf.Positional[Path]
     """A run folder, or a checkpoint folder."""
@@ -34,15 +34,21 @@ class TrainedOptions:
     """Folder of the results; by default `mixed` inside the folder given."""
     data: Literal["digits", "cifar10", "folder"] | None = None
     """The images; by default those of the recipe that the network was trained by."""
-    data_folder: str | None = None
-    """Where they are; by default as in the recipe, or the environment variable BITSWITCH_DATA."""
-    device: Literal["auto", "cpu"] = "auto"
-    """GPU if there is one, or the CPU."""
 
     @property
     def results(self) -> Path:
         """The folder of the results."""
         return self.output or self.trained / RESULTS_FOLDER
+
+
+@dataclass(frozen=True)
+class ImageOptions(TrainedOptions):
+    """A network that runs on images."""
+
+    data_folder: str | None = None
+    """Where they are; by default as in the recipe, or the environment variable BITSWITCH_DATA."""
+    device: Literal["auto", "cpu"] = "auto"
+    """GPU if there is one, or the CPU."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _example(options: TrainedOptions, budgets: BudgetOptions, trained: Trained) 
     from bitswitch.recipes.trained import images_of
 
     try:
-        images = images_of(trained.recipe, options.trained, options.data, options.data_folder)
+        images = images_of(trained.recipe, options.trained, options.data, None)
     except ConfigError:
         if budgets.bitops:
             raise
