@@ -117,11 +117,8 @@ def _explore(options: FrontierOptions) -> None:
 
 def _budgets(options: FrontierOptions, space: SearchSpace) -> list[dict[str, float]]:
     """Return the budgets given, or average widths evenly between the lowest and the highest that are possible."""
-    from bitswitch.mixed.search import side_by_side
-
-    given = options.budgets()
-    if given:
-        return side_by_side(given)
+    if options.budgets():
+        return options.searches()
     low, high = (
         space.costs.of({name: choose(widths) for names, widths in space.choices for name in names}).average_bits
         for choose in (min, max)

@@ -75,16 +75,41 @@ class BudgetOptions:
     """What is minimised: the expected change of the loss, or minus the bits weighted by sensitivity."""
 
     def budgets(self) -> dict[str, float | list[float]]:
-        """Return the budgets given: a number, or a list for as many searches."""
-        names = ("average_bits", "weighted_bits", "weight_bytes", "bitops", "latency")
-        given = {name: list(getattr(self, name)) for name in names if getattr(self, name)}
+        """Return the budgets given: a number, or a list for as many searches.
+
+        Raises:
+            ConfigError: they differ in number, or one is of latency, and there is no table.
+        """
+        from bitswitch.mixed._budgets import NAMES
+
+        given = {name: list(getattr(self, name)) for name in NAMES if getattr(self, name)}
+        lengths = {_option(name): len(values) for name, values in given.items() if len(values) > 1}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{option} has {length}" for option, length in lengths.items())
+            raise ConfigError(f"budgets must be equally long, or one number: {shown}")
+        if self.latency and self.latency_table is None:
+            raise ConfigError("--latency needs --latency-table")
         return {name: values[0] if len(values) == 1 else values for name, values in given.items()}
+
+    def searches(self) -> list[dict[str, float]]:
+        """Return the budgets of each search.
+
+        Raises:
+            ConfigError: there are none, or they differ in number.
+        """
+        from bitswitch.mixed._budgets import NAMES
+        from bitswitch.mixed.search import side_by_side
+
+        budgets = self.budgets()
+        if not budgets:
+            raise ConfigError(f"give at least one budget: {', '.join(map(_option, NAMES))}")
+        return side_by_side(budgets)
 
     def limits(self) -> dict[str, tuple[int, ...]]:
         """Return the widths that layers are limited to.
 
         Raises:
-            ConfigError: one is malformed.
+            ConfigError: one is malformed, or given twice.
         """
         found: dict[str, tuple[int, ...]] = {}
         for text in self.layer_bits:
@@ -95,6 +120,8 @@ class BudgetOptions:
                 bits = ()
             if not name or not bits:
                 raise ConfigError(f"--layer-bits: cannot read {text!r}; write conv1=8, or layer1.*=8,4")
+            if name in found:
+                raise ConfigError(f"--layer-bits: {name!r} is given twice")
             found[name] = bits
         return found
 
@@ -115,6 +142,10 @@ class BudgetOptions:
         if not all(isinstance(row, dict) and all(width.isdigit() for width in row) for row in rows):
             raise ConfigError(f"{self.latency_table} is no latency table; it must be {{layer: {{width: seconds}}}}")
         return {name: {int(width): seconds for width, seconds in row.items()} for name, row in table.items()}
+
+
+def _option(budget: str) -> str:
+    return "--bytes" if budget == "weight_bytes" else f"--{budget.replace('_', '-')}"
 
 
 def load_sensitivity(given: Path | None, options: TrainedOptions, trained: Trained, model: nn.Module) -> Sensitivity:
