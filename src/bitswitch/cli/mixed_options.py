@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from bitswitch.recipes.trained import Trained
 
 RESULTS_FOLDER = "mixed"
-SENSITIVITY_NAME = "sensitivity.json"
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,7 @@ def load_sensitivity(given: Path | None, options: TrainedOptions, trained: Train
         ConfigError: there are none, or they belong to another network.
     """
     from bitswitch.mixed import Sensitivity
+    from bitswitch.recipes.supernet import SENSITIVITY_NAME
 
     folders = (options.results, trained.path / RESULTS_FOLDER, trained.path)
     path = given or next((f / SENSITIVITY_NAME for f in folders if (f / SENSITIVITY_NAME).exists()), None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from bitswitch.cli.mixed_options import SENSITIVITY_NAME, ImageOptions
+from bitswitch.cli.mixed_options import ImageOptions
 from bitswitch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _estimate(options: SensitivityOptions) -> None:
     from bitswitch.mixed import hessian_trace
+    from bitswitch.recipes.supernet import SENSITIVITY_NAME
     from bitswitch.recipes.trained import FirstBatches, Trained, images_of, open_images
     from bitswitch.report.mixed_plots import plot_sensitivity
     from bitswitch.training import CrossEntropy, distributed
@@ -80,12 +82,13 @@ def _estimate(options: SensitivityOptions) -> None:
         seed=options.seed,
     )
     if distributed.is_main():
-        sensitivity.save(options.results / SENSITIVITY_NAME)
+        path = options.results / SENSITIVITY_NAME
+        sensitivity.save(path)
         plot_sensitivity(sensitivity, options.results / PLOT_NAME)
-        _print(sensitivity, options)
+        _print(sensitivity, path, options)
 
 
-def _print(sensitivity: Sensitivity, options: SensitivityOptions) -> None:
+def _print(sensitivity: Sensitivity, path: Path, options: SensitivityOptions) -> None:
     from bitswitch.cli.tables import print_table
 
     for kind, traces in (("weight", sensitivity.layers), ("input", sensitivity.inputs)):
@@ -107,5 +110,5 @@ def _print(sensitivity: Sensitivity, options: SensitivityOptions) -> None:
         print(
             f"the largest relative standard error is {sensitivity.largest_relative_error:.2f}; --max-probes was reached"
         )
-    print(f"traces: {options.results / SENSITIVITY_NAME}")
+    print(f"traces: {path}")
     print(f"plot:   {options.results / PLOT_NAME}")
