@@ -14,7 +14,9 @@ SLOWER_KERNELS ?= reference scalar avx2
 digits: install
 	$(BIN)/bitswitch train digits
 
-check: install-dev lint types doctests tests
+# The checks begin when the installation is complete, also with `make -j`.
+check: install-dev
+	$(MAKE) lint types doctests tests
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(BITSWITCH_VENV)
@@ -44,11 +46,11 @@ check-kernels: install-dev
 		echo "BITSWITCH_KERNELS=$$kernels"; BITSWITCH_KERNELS=$$kernels $(BIN)/python -m pytest; \
 	done
 
-build-tools:
+build-tools: install-dev
 	$(BIN)/python -m pip install --quiet cmake ninja "nanobind>=2.4"
 
 # PyTorch is not built with sanitizers, so their libraries have to be there before it; what Python leaves behind is no leak.
-sanitize: install-dev build-tools
+sanitize: build-tools
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCMAKE_BUILD_TYPE=Release \
 		-DPython_EXECUTABLE=$(abspath $(BIN)/python) -DBITSWITCH_SANITIZE=$(SANITIZERS)
 	$(BIN)/cmake --build $(SANITIZED)

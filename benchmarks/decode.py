@@ -6,8 +6,8 @@
 Every turn runs through distinct matrices, so that caches do not help; contestants take turns, and medians are printed.
 Each width reads its planes of one stored copy. Beside it stand plain reads of the same memory, with one and with
 several streams a thread, and peers that are installed: PyTorch's int8 and int4 kernels, and MatMulNBits of ONNX Runtime
-(with `onnx` to build its models). They keep a copy of the weights for each width, and have scales a channel (int8) or a
-group of 128 inputs.
+(with `onnx` to build its models). They keep a copy of the weights for each width, and have scales per channel (int8) or
+per group of 128 inputs.
 """
 
 from __future__ import annotations

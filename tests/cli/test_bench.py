@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import bitswitch as bs
+from bitswitch.bench import memory
 from bitswitch.cli import main
 from bitswitch.models import Architecture
 
@@ -51,6 +54,21 @@ def test_a_checkpoint(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert figures["training"]["batch"] == 4
     if figures["resident_bytes"]:
         assert figures["resident_bytes"]["8"]["running"] > 0
+
+
+def test_memory_is_measured_with_the_same_threads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def child(*_: Any, input: str, **__: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(json.loads(input)["threads"])
+        return subprocess.CompletedProcess([], 0, '{"opened": 1, "running": 2}', "")
+
+    asked: list[int] = []
+    monkeypatch.setattr(memory.subprocess, "run", child)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 1)
+    words = ["--bits", "4", "--batch", "1", "--no-float-network", "--no-simulated", "--threads", "3"]
+    assert main(["bench", "digits-cnn", *QUICK[:4], *words]) == 0
+    assert asked == [3]
 
 
 def test_an_architecture_by_name(capsys: pytest.CaptureFixture[str]) -> None:

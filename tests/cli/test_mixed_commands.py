@@ -44,6 +44,8 @@ def test_sensitivity_of_a_run_and_of_a_checkpoint(
     assert main(["sensitivity", str(run / "checkpoint"), *words, "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "hessian, 48 images, 2 probes of each batch" in out
+    tables = [[line.split()[0] for line in part.splitlines() if line.split()[:1]] for part in out.split("per input")]
+    assert all(set(LAYERS) < set(layers) for layers in tables)
     of_checkpoint, of_run = (Sensitivity.load(folder / "sensitivity.json") for folder in (tmp_path, run / "mixed"))
     assert of_checkpoint.fingerprint == of_run.fingerprint
     assert set(LAYERS) < set(of_run) == set(of_checkpoint)
@@ -105,6 +107,12 @@ def test_the_subnet_found_is_saved_alone(run: Path, tmp_path: Path, capsys: pyte
         sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (alone, run / "checkpoint")
     ]
     assert sizes[0] < 0.7 * sizes[1]
+    # A source without a recipe leaves none of an earlier one behind.
+    shutil.copytree(run / "checkpoint", tmp_path / "bare", ignore=shutil.ignore_patterns("recipe.json"))
+    words += ["--sensitivity", str(run / "mixed" / "sensitivity.json")]
+    assert (alone / "recipe.json").exists()
+    assert main(["search", str(tmp_path / "bare"), *words]) == 0
+    assert not (alone / "recipe.json").exists()
 
 
 def test_a_subnet_is_saved_over_nothing_else(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,14 +137,15 @@ def test_a_subnet_is_saved_over_nothing_else(run: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["search"], "give at least one budget"),
-        (["search", "--average-bits", "2", "3", "--bytes", "1", "2", "3"], "must be equally long"),
+        (["search"], "give at least one budget: --average-bits, --weighted-bits, --bytes, --bitops, --latency"),
+        (["search", "--average-bits", "2", "3", "--bytes", "1", "2", "3"], "--average-bits has 2, --bytes has 3"),
         (["search", "--bytes", "10"], "the smallest feasible size is"),
         (["search", "--average-bits", "nan"], "must be a positive number"),
         (["search", "--average-bits", "4", "--layer-bits", "dwn=8"], "'dwn' matches no quantized layer"),
         (["search", "--average-bits", "4", "--layer-bits", "down"], "cannot read 'down'"),
         (["search", "--average-bits", "4", "--solutions", "0"], "--solutions must be at least 1"),
-        (["search", "--latency", "1"], "needs a latency_table"),
+        (["search", "--latency", "1"], "--latency needs --latency-table"),
+        (["search", "--average-bits", "4", "--layer-bits", "down=8", "down=4"], "'down' is given twice"),
         (["search", "--latency", "1", "--latency-table", "none.json"], "no latency table none.json"),
         (["search", "--average-bits", "4", "--sensitivity", "none.json"], "cannot be read"),
         (["frontier", "--average-bits", "1"], "the smallest feasible average width is 2 bits"),
@@ -148,6 +157,11 @@ def test_a_subnet_is_saved_over_nothing_else(run: Path, tmp_path: Path, capsys: 
 def test_refusals(run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([words[0], str(run), *words[1:]]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--device", "cpu"], ["--data-folder", "nowhere"]])
+def test_a_search_has_no_options_without_effect(run: Path, option: list[str]) -> None:
+    assert main(["search", str(run), "--average-bits", "4", *option]) == 2
 
 
 def test_what_is_missing_is_named(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,6 +218,29 @@ def test_exploration_ends_with_what_it_has_learned(space: SearchSpace) -> None:
         assert found.origin(part.best.subnet.precision) == "fitted"
 
 
+def test_what_the_fitted_objective_finds_serves_later_budgets(
+    space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {name: {bits: worth * 4.0**-bits for bits in (4, 3, 2)} for name, worth in WORTH.items()}
+    monkeypatch.setattr(importlib.import_module("bitswitch.mixed.frontier"), "fitted", lambda *_: table)
+    budgets = [{"average_bits": average} for average in (2.6, 3.6)]
+    good, other = (space.minimising(table).solve(budget)[0].precision for budget in budgets)
+
+    def scores(precisions: Sequence[Precision]) -> list[float]:
+        return [float(precision == good) for precision in precisions]
+
+    found = explore(space, Measurements(scores), budgets, num_random=0, rounds=0, num_fitted=1)
+    assert [part.fitted[0].subnet.precision for part in found.within] == [good, other]
+    assert [part.best.subnet.precision for part in found.within] == [good, good]
+
+
+def test_too_few_measurements_for_a_fitted_objective(space: SearchSpace) -> None:
+    told: list[str] = []
+    found = explore(space, Measurements(Judge()), [{"average_bits": 3}], num_random=0, rounds=0, progress=told.append)
+    assert told[-1] == "no objective was fitted: 5 layers with a choice need 10 SubNets; got 3"
+    assert found.within[0].fitted == ()
+
+
 def test_measurements_are_kept_as_they_come(space: SearchSpace, tmp_path) -> None:
     subnets = random_subnets(space, {"average_bits": 3.0}, 7)
 

@@ -142,7 +142,15 @@ def test_a_layer_without_a_trace_of_its_own() -> None:
     assert pinned == bs.Precision.of({}, default=2)
 
 
-@pytest.mark.parametrize("arguments", [{"total_epochs": 0}, {"total_epochs": 1, "sigma": 1.1}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"total_epochs": 0},
+        {"total_epochs": 1, "sigma": 1.1},
+        {"total_epochs": 1, "threshold": math.nan},
+        {"total_epochs": 1, "threshold": -1},
+    ],
+)
 def test_bad_arguments(arguments: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         HASB(TRACES, **arguments)  # pyright: ignore[reportArgumentType]

@@ -6,13 +6,23 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import bitswitch as bs
 from bitswitch.errors import ConfigError, PrecisionError, UnknownLayerError
-from bitswitch.mixed import CostTable, InfeasibleError, Sensitivity, Trace, additive_latency, measure_costs, search
+from bitswitch.mixed import (
+    CostTable,
+    InfeasibleError,
+    SearchSpace,
+    Sensitivity,
+    Trace,
+    additive_latency,
+    measure_costs,
+    search,
+)
 from bitswitch.mixed.objective import perturbation, weighted_bits
 from bitswitch.mixed.sensitivity import fingerprint
 from tests.networks import images, residual
@@ -204,6 +214,27 @@ def test_bad_requests(model: nn.Module) -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             search(model, TRACES, **arguments)
+
+
+def test_numbers_and_arrays_of_numpy_are_budgets(model: nn.Module) -> None:
+    assert search(model, TRACES, average_bits=np.array([4.0, 6.0])) == search(model, TRACES, average_bits=[4, 6])
+    for six in (np.float32(6), np.array(6.0)):
+        assert search(model, TRACES, average_bits=six) == search(model, TRACES, average_bits=6)
+
+
+def test_bad_questions_to_a_space(model: nn.Module) -> None:
+    space = SearchSpace(measure_costs(model), perturbation(model, TRACES))
+    cost = space.costs.of(4)
+    for count in (0, -1, 1.5):
+        with pytest.raises(ConfigError, match="must be a positive integer"):
+            space.solve({"average_bits": 4}, count)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="no budget 'money'"):
+        space.within(cost, {"money": 1})
+    with pytest.raises(ConfigError, match="bitops needs example_inputs"):
+        space.within(cost, {"bitops": 1e9})
+    counted = SearchSpace(measure_costs(model, images(1)), perturbation(model, TRACES))
+    with pytest.raises(ConfigError, match="'bitops' was not measured"):
+        counted.within(cost, {"bitops": 1e9})
 
 
 def test_sensitivity_files(model: nn.Module, tmp_path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bitswitch.errors import ConfigError
 from bitswitch.models import build_model
-from bitswitch.models.resnet_cifar import BasicBlock
+from bitswitch.models.resnet_cifar import BasicBlock, ResNetCifar
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
@@ -15,6 +16,13 @@ def test_sizes_are_those_of_the_paper(depth: int, millions: float) -> None:
     convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert len(convs) + 1 == depth
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+@pytest.mark.parametrize("depth", [-4, 1, 2, 21, 23])
+def test_other_depths_are_refused(depth: int) -> None:
+    with pytest.raises(ConfigError, match=f"6n \\+ 2 .*; got {depth}"):
+        ResNetCifar(depth)
+    assert sum(isinstance(module, BasicBlock) for module in ResNetCifar(8).modules()) == 3
 
 
 def test_names_are_the_usual_ones() -> None:

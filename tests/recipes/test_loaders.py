@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import bitswitch as bs
 from bitswitch.data.loader import Loader
 from bitswitch.errors import ConfigError
 from bitswitch.recipes import Recipe
@@ -83,6 +84,18 @@ def test_a_network_needs_an_output_for_every_class(folder: Path) -> None:
     data.check_outputs(network)
     assert network.training
     assert network[2].num_batches_tracked == 0
+
+
+def test_a_network_must_take_the_shape_of_the_images(folder: Path) -> None:
+    data = _data(folder)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+    engine = bs.prepare(network, bits=(8, 4), example_inputs=torch.zeros(1, 1, 8, 8), force="0")
+    bs.calibrate(engine, [torch.rand(2, 1, 8, 8)])
+    for model in (network, bs.deploy(engine)):
+        with pytest.raises(
+            ConfigError, match=r"cannot take the images of data.kind=folder, which are 3×16×16: .*channels"
+        ):
+            data.check_outputs(model)
 
 
 def test_a_job_asks_for_the_outputs_before_it_trains(tiny: Recipe, tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 Checkpoints and the run folders of training are both made of these. A document (`config.json`, `state.json`) is small,
 carries the SHA-256 of itself and names the data files it belongs to; a data file carries its content hash in its name.
-Nothing is
-ever unpickled, and no number found in a file is used before it has been compared with what is really there.
+Nothing is ever unpickled, and no number found in a file is used before it has been compared with what is really there.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bitswitch.bench.subject import Subject, without_memory
 from bitswitch.errors import ConfigError
 from bitswitch.models import Architecture
@@ -50,7 +52,7 @@ def resident_bytes(*, anonymous: bool = False) -> int | None:
 
 
 def measure_memory(subject: Subject, bits: int) -> Memory | None:
-    """Open a checkpoint at a width in a new process and answer one input.
+    """Open a checkpoint at a width in a new process, with as many threads as this one, and answer one input.
 
     Args:
         subject: what to open.
@@ -71,6 +73,7 @@ def measure_memory(subject: Subject, bits: int) -> Memory | None:
         "bits": bits,
         "input_shape": subject.input_shape,
         "dynamic": subject.dynamic,
+        "threads": torch.get_num_threads(),
     }
     child = subprocess.run(
         [sys.executable, "-m", "bitswitch.bench.memory"],
@@ -94,6 +97,7 @@ def _child(task: dict[str, Any]) -> Memory:
         tuple(task["input_shape"]),
         task["dynamic"],
     )
+    torch.set_num_threads(task["threads"])
     x = subject.inputs(1)
     # The collection that a network comes from is imported when it is first asked for.
     without_memory(subject.architecture)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from bitswitch.cli.mixed_options import BudgetOptions, TrainedOptions, load_sensitivity, silent_solver
+from bitswitch.cli.mixed_options import BudgetOptions, ImageOptions, load_sensitivity, silent_solver
 from bitswitch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ SEARCH_SCORES, UNSEEN_SCORES = "scores_search.json", "scores_unseen.json"
 
 
 @dataclass(frozen=True)
-class FrontierOptions(BudgetOptions, TrainedOptions):
+class FrontierOptions(BudgetOptions, ImageOptions):
     """Budgets, and how much is measured."""
 
     points: int = 9
@@ -117,11 +117,8 @@ def _explore(options: FrontierOptions) -> None:
 
 def _budgets(options: FrontierOptions, space: SearchSpace) -> list[dict[str, float]]:
     """Return the budgets given, or average widths evenly between the lowest and the highest that are possible."""
-    from bitswitch.mixed.search import side_by_side
-
-    given = options.budgets()
-    if given:
-        return side_by_side(given)
+    if options.budgets():
+        return options.searches()
     low, high = (
         space.costs.of({name: choose(widths) for names, widths in space.choices for name in names}).average_bits
         for choose in (min, max)

@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from bitswitch.recipes.trained import Trained
 
 RESULTS_FOLDER = "mixed"
-SENSITIVITY_NAME = "sensitivity.json"
 
 
 @dataclass(frozen=True)
 class TrainedOptions:
-    """A network and its images."""
+    """A network, and the kind of its images."""
 
     trained: tyro.conf.Positional[Path]
     """A run folder, or a checkpoint folder."""
@@ -34,15 +33,21 @@ class TrainedOptions:
     """Folder of the results; by default `mixed` inside the folder given."""
     data: Literal["digits", "cifar10", "folder"] | None = None
     """The images; by default those of the recipe that the network was trained by."""
-    data_folder: str | None = None
-    """Where they are; by default as in the recipe, or the environment variable BITSWITCH_DATA."""
-    device: Literal["auto", "cpu"] = "auto"
-    """GPU if there is one, or the CPU."""
 
     @property
     def results(self) -> Path:
         """The folder of the results."""
         return self.output or self.trained / RESULTS_FOLDER
+
+
+@dataclass(frozen=True)
+class ImageOptions(TrainedOptions):
+    """A network that runs on images."""
+
+    data_folder: str | None = None
+    """Where they are; by default as in the recipe, or the environment variable BITSWITCH_DATA."""
+    device: Literal["auto", "cpu"] = "auto"
+    """GPU if there is one, or the CPU."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,41 @@ class BudgetOptions:
     """What is minimised: the expected change of the loss, or minus the bits weighted by sensitivity."""
 
     def budgets(self) -> dict[str, float | list[float]]:
-        """Return the budgets given: a number, or a list for as many searches."""
-        names = ("average_bits", "weighted_bits", "weight_bytes", "bitops", "latency")
-        given = {name: list(getattr(self, name)) for name in names if getattr(self, name)}
+        """Return the budgets given: a number, or a list for as many searches.
+
+        Raises:
+            ConfigError: they differ in number, or one is of latency, and there is no table.
+        """
+        from bitswitch.mixed._budgets import NAMES
+
+        given = {name: list(getattr(self, name)) for name in NAMES if getattr(self, name)}
+        lengths = {_option(name): len(values) for name, values in given.items() if len(values) > 1}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{option} has {length}" for option, length in lengths.items())
+            raise ConfigError(f"budgets must be equally long, or one number: {shown}")
+        if self.latency and self.latency_table is None:
+            raise ConfigError("--latency needs --latency-table")
         return {name: values[0] if len(values) == 1 else values for name, values in given.items()}
+
+    def searches(self) -> list[dict[str, float]]:
+        """Return the budgets of each search.
+
+        Raises:
+            ConfigError: there are none, or they differ in number.
+        """
+        from bitswitch.mixed._budgets import NAMES
+        from bitswitch.mixed.search import side_by_side
+
+        budgets = self.budgets()
+        if not budgets:
+            raise ConfigError(f"give at least one budget: {', '.join(map(_option, NAMES))}")
+        return side_by_side(budgets)
 
     def limits(self) -> dict[str, tuple[int, ...]]:
         """Return the widths that layers are limited to.
 
         Raises:
-            ConfigError: one is malformed.
+            ConfigError: one is malformed, or given twice.
         """
         found: dict[str, tuple[int, ...]] = {}
         for text in self.layer_bits:
@@ -89,6 +119,8 @@ class BudgetOptions:
                 bits = ()
             if not name or not bits:
                 raise ConfigError(f"--layer-bits: cannot read {text!r}; write conv1=8, or layer1.*=8,4")
+            if name in found:
+                raise ConfigError(f"--layer-bits: {name!r} is given twice")
             found[name] = bits
         return found
 
@@ -111,6 +143,10 @@ class BudgetOptions:
         return {name: {int(width): seconds for width, seconds in row.items()} for name, row in table.items()}
 
 
+def _option(budget: str) -> str:
+    return "--bytes" if budget == "weight_bytes" else f"--{budget.replace('_', '-')}"
+
+
 def load_sensitivity(given: Path | None, options: TrainedOptions, trained: Trained, model: nn.Module) -> Sensitivity:
     """Return the traces that a user named, or those that lie where commands and recipes leave them.
 
@@ -118,6 +154,7 @@ def load_sensitivity(given: Path | None, options: TrainedOptions, trained: Train
         ConfigError: there are none, or they belong to another network.
     """
     from bitswitch.mixed import Sensitivity
+    from bitswitch.recipes.supernet import SENSITIVITY_NAME
 
     folders = (options.results, trained.path / RESULTS_FOLDER, trained.path)
     path = given or next((f / SENSITIVITY_NAME for f in folders if (f / SENSITIVITY_NAME).exists()), None)

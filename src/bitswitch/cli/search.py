@@ -63,10 +63,9 @@ def run(arguments: Sequence[str]) -> None:
     options = tyro.cli(SearchOptions, prog="bitswitch search", description=_ABOUT, args=arguments)
     if options.solutions < 1:
         raise ConfigError(f"--solutions must be at least 1; got {options.solutions}")
-    from bitswitch.mixed.search import side_by_side
     from bitswitch.recipes.trained import Trained
 
-    budgets = side_by_side(options.budgets())
+    budgets = options.searches()
     trained = Trained.open(options.trained)
     if options.save is not None:
         _check_save(options.save, trained)
@@ -110,7 +109,7 @@ def _example(options: TrainedOptions, budgets: BudgetOptions, trained: Trained) 
     from bitswitch.recipes.trained import images_of
 
     try:
-        images = images_of(trained.recipe, options.trained, options.data, options.data_folder)
+        images = images_of(trained.recipe, options.trained, options.data, None)
     except ConfigError:
         if budgets.bitops:
             raise
@@ -160,8 +159,9 @@ def _save(subnet: SubNet, model: nn.Module, trained: Trained, folder: Path) -> N
 
     architecture = read_info(trained.checkpoint).config.architecture
     bs.save(extract(model, subnet.precision), folder, architecture=architecture)
+    # So that it can be evaluated on the images of its recipe, and never on those of another network's.
+    (folder / RECIPE_NAME).unlink(missing_ok=True)
     if trained.recipe is not None:
-        # So that it can be evaluated on the images of its recipe.
         write_json(folder / RECIPE_NAME, to_json(trained.recipe))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from bitswitch.cli.mixed_options import SENSITIVITY_NAME, TrainedOptions
+from bitswitch.cli.mixed_options import ImageOptions
 from bitswitch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ PLOT_NAME = "sensitivity.png"
 
 
 @dataclass(frozen=True)
-class SensitivityOptions(TrainedOptions):
+class SensitivityOptions(ImageOptions):
     """What to estimate, and how well."""
 
     method: Literal["gauss-newton", "hessian"] = "gauss-newton"
@@ -36,7 +37,7 @@ class SensitivityOptions(TrainedOptions):
     max_probes: int = 64
     """Stop after so many probes of each batch in any case."""
     inputs: bool = False
-    """Also estimate the traces with respect to the layers' inputs."""
+    """Also estimate the traces with respect to the layers' inputs, shown in a table of their own."""
     seed: int = 0
     """Of the probes."""
 
@@ -57,6 +58,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _estimate(options: SensitivityOptions) -> None:
     from bitswitch.mixed import hessian_trace
+    from bitswitch.recipes.supernet import SENSITIVITY_NAME
     from bitswitch.recipes.trained import FirstBatches, Trained, images_of, open_images
     from bitswitch.report.mixed_plots import plot_sensitivity
     from bitswitch.training import CrossEntropy, distributed
@@ -80,30 +82,33 @@ def _estimate(options: SensitivityOptions) -> None:
         seed=options.seed,
     )
     if distributed.is_main():
-        sensitivity.save(options.results / SENSITIVITY_NAME)
+        path = options.results / SENSITIVITY_NAME
+        sensitivity.save(path)
         plot_sensitivity(sensitivity, options.results / PLOT_NAME)
-        _print(sensitivity, options)
+        _print(sensitivity, path, options)
 
 
-def _print(sensitivity: Sensitivity, options: SensitivityOptions) -> None:
+def _print(sensitivity: Sensitivity, path: Path, options: SensitivityOptions) -> None:
     from bitswitch.cli.tables import print_table
 
-    rows = [
-        (
-            name,
-            f"{trace.size:,}",
-            f"{trace.value:.4g}",
-            f"{trace.error:.2g}",
-            f"{trace.value / trace.size:.3g}",
-            "counts as zero" if trace.is_zero else "",
-        )
-        for name, trace in sensitivity.layers.items()
-    ]
-    print_table(("layer", "weights", "trace", "standard error", "per weight", ""), rows, left=(0, 5))
+    for kind, traces in (("weight", sensitivity.layers), ("input", sensitivity.inputs)):
+        rows = [
+            (
+                name,
+                f"{trace.size:,}",
+                f"{trace.value:.4g}",
+                f"{trace.error:.2g}",
+                f"{trace.value / trace.size:.3g}",
+                "counts as zero" if trace.is_zero else "",
+            )
+            for name, trace in traces.items()
+        ]
+        if rows:
+            print_table(("layer", f"{kind}s", "trace", "standard error", f"per {kind}", ""), rows, left=(0, 5))
     print(f"{sensitivity.method}, {sensitivity.num_examples:,} images, {sensitivity.num_probes} probes of each batch")
     if sensitivity.largest_relative_error > options.relative_error:
         print(
             f"the largest relative standard error is {sensitivity.largest_relative_error:.2f}; --max-probes was reached"
         )
-    print(f"traces: {options.results / SENSITIVITY_NAME}")
+    print(f"traces: {path}")
     print(f"plot:   {options.results / PLOT_NAME}")

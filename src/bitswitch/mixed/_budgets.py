@@ -9,6 +9,7 @@ from bitswitch.mixed.cost import CostTable, LayerCost
 
 ALWAYS = ("average_bits", "weighted_bits", "weight_bytes")
 WHAT_IS_MISSING = {"bitops": "example_inputs, to count multiplications", "latency": "a latency_table"}
+NAMES = (*ALWAYS, *WHAT_IS_MISSING)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def explore(
     """Measure the uniform precisions, and within every budget the search, its refinement and random SubNets.
 
     In the end an objective is fitted to all measurements (`fitted`), and the programme's solutions under it are
-    measured too, if there are at least twice as many measurements as layers with a choice.
+    measured too, if there are at least twice as many measurements as layers with a choice; otherwise `progress` is told
+    why not.
 
     Everything follows from the arguments, so a repetition on a file of measurements measures only what is missing.
 
@@ -151,25 +152,31 @@ def explore(
         within.append(WithinBudget(budget, optimum, best, tuple(drawn)))
         progress(f"{index + 1} of {len(budgets)}: {_described(within[-1])}; {len(measurements)} SubNets measured")
     if num_fitted:
-        within = _with_fitted(space, measurements, within, num_fitted)
-        bests = ", ".join(f"{part.best.score:.4f}" for part in within)
-        progress(f"best with the fitted objective: {bests}; {len(measurements)} SubNets measured")
+        try:
+            within = _with_fitted(space, measurements, within, num_fitted)
+        except ConfigError as error:
+            progress(f"no objective was fitted: {error}")
+        else:
+            bests = ", ".join(f"{part.best.score:.4f}" for part in within)
+            progress(f"best with the fitted objective: {bests}; {len(measurements)} SubNets measured")
     return Exploration(tuple(uniform), tuple(within), tuple(measurements.asked))
 
 
 def _with_fitted(
     space: SearchSpace, measurements: Measurements, within: Sequence[WithinBudget], count: int
 ) -> list[WithinBudget]:
-    """Return what was found, with the programme's solutions under an objective that is fitted to all measurements."""
-    try:
-        learned = space.minimising(fitted(space, measurements.asked))
-    except ConfigError:  # too few measurements to learn from
-        return list(within)
-    found = []
+    """Return what was found, with the programme's solutions under an objective that is fitted to all measurements.
+
+    Raises:
+        ConfigError: there are too few measurements to learn from.
+    """
+    learned = space.minimising(fitted(space, measurements.asked))
+    found: list[WithinBudget] = []
     for part in within:
         solutions = [space.evaluate(subnet.precision) for subnet in learned.solve(part.budgets, count)]
         measured = tuple(measurements(solutions))
-        best = max((part.best, *measured), key=lambda row: row.score)
+        earlier = [other.best for other in found if space.within(other.best.subnet.cost, part.budgets)]
+        best = max((part.best, *measured, *earlier), key=lambda row: row.score)
         found.append(replace(part, best=best, fitted=measured))
     return found
 

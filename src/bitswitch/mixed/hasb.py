@@ -46,9 +46,11 @@ def threshold_of(traces: Sequence[float], kind: Threshold | float) -> float:
             whatever a single large trace does to the mean, and which is also the middle for "smooth"; or a number.
 
     Raises:
-        ConfigError: the kind is unknown.
+        ConfigError: the kind is unknown, or a number that is negative or NaN.
     """
     if isinstance(kind, (int, float)) and not isinstance(kind, bool):
+        if not kind >= 0:
+            raise ConfigError(f"threshold must not be negative or NaN; got {kind!r}")
         return float(kind)
     if kind == "mean":
         return sum(traces) / len(traces)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,14 @@ from torch import nn
 
 from bitswitch.errors import BitswitchError, ConfigError, PrecisionError, UnknownLayerError
 from bitswitch.mixed import _milp
-from bitswitch.mixed._budgets import ALWAYS, WHAT_IS_MISSING, CostKind, cost_kinds
+from bitswitch.mixed._budgets import NAMES, WHAT_IS_MISSING, CostKind, cost_kinds
 from bitswitch.mixed._dynamic import MAX_CELLS, DynamicProgramme
 from bitswitch.mixed._problem import Choice, Floats, Limit, Problem
 from bitswitch.mixed.cost import Cost, CostTable, LatencyTable, measure_costs
 from bitswitch.mixed.objective import Objective, resolve_objective
 from bitswitch.precision import Precision
 
-Budget = float | Sequence[float] | None
+Budget = float | Sequence[float] | np.ndarray | None
 
 
 class InfeasibleError(BitswitchError, ValueError):
@@ -106,8 +107,10 @@ class SearchSpace:
 
         Raises:
             InfeasibleError: there is none; the message names the smallest feasible budget.
-            ConfigError: a budget is no positive number, or its cost is not known.
+            ConfigError: a budget is no positive number, its cost is not known, or `count` is no positive integer.
         """
+        if type(count) is not int or count < 1:
+            raise ConfigError(f"the number of precisions to find must be a positive integer; got {count!r}")
         limits = [self._limit(name, budget) for name, budget in budgets.items()]
         problem = Problem(self._objective, limits)
         if count == 1 and len(limits) == 1 and self._dynamic(next(iter(budgets))):
@@ -145,8 +148,19 @@ class SearchSpace:
         return [(tuple(layer.name for layer in group), tuple(widths)) for group, widths in pairs]
 
     def within(self, cost: Cost, budgets: Mapping[str, float]) -> bool:
-        """Return whether a cost is within budgets."""
-        return all(getattr(cost, name) <= budget * (1 + 1e-9) for name, budget in budgets.items())
+        """Return whether a cost is within budgets.
+
+        Raises:
+            ConfigError: there is no such budget, or its cost was not measured.
+        """
+        for name, budget in budgets.items():
+            value = getattr(cost, name) if name in self._kinds else None
+            if value is None:
+                self._kind(name)
+                raise ConfigError(f"the cost {name!r} was not measured")
+            if value > budget * (1 + 1e-9):
+                return False
+        return True
 
     def _subnet(self, problem: Problem, choice: Choice) -> SubNet:
         resolved = {
@@ -157,15 +171,18 @@ class SearchSpace:
         ordered = {name: resolved[name] for name in self.costs.layers}
         return SubNet(Precision.of(ordered), self.costs.of(ordered), problem.value(choice))
 
+    def _kind(self, name: str) -> CostKind:
+        if name in self._kinds:
+            return self._kinds[name]
+        if name in WHAT_IS_MISSING:
+            raise ConfigError(f"a budget of {name} needs {WHAT_IS_MISSING[name]}")
+        raise ConfigError(f"there is no budget {name!r}; there are {', '.join(NAMES)}")
+
     def _limit(self, name: str, budget: float) -> Limit:
-        kind = self._kinds.get(name)
-        if kind is None:
-            if name in WHAT_IS_MISSING:
-                raise ConfigError(f"a budget of {name} needs {WHAT_IS_MISSING[name]}")
-            raise ConfigError(f"there is no budget {name!r}; there are {', '.join((*ALWAYS, *WHAT_IS_MISSING))}")
-        if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not math.isfinite(budget) or budget <= 0:
+        kind = self._kind(name)
+        if not isinstance(budget, Real) or isinstance(budget, bool) or not math.isfinite(budget) or budget <= 0:
             raise ConfigError(f"the budget {name} must be a positive number; got {budget!r}")
-        bound = kind.bound(budget)
+        bound = kind.bound(float(budget))
         # A budget such as 2.6 × 5 layers must not miss its 13 bits by the last digit of a float.
         bound = math.floor(bound * (1 + 1e-12) + 1e-9) if kind.integer else bound
         return Limit(name, self._costs_of(kind), bound)
@@ -247,8 +264,8 @@ def search(
 ) -> list[SubNet]:
     """Return the precisions that hurt least within budgets (Algorithm 2, arXiv:2502.01199), each a proven optimum.
 
-    A budget is a number, or a sequence for as many searches. Several budgets hold together; sequences must be equally
-    long and are taken side by side. Layers that share a weight get one width.
+    A budget is a number, or a sequence or array for as many searches. Several budgets hold together; sequences must be
+    equally long and are taken side by side. Layers that share a weight get one width.
 
     Args:
         model: a prepared model.
@@ -269,7 +286,8 @@ def search(
         num_solutions: also return the next best ones within each budget.
 
     Returns:
-        For each budget in order its best SubNets, best first, without repetitions over the whole list.
+        For each budget in order its best SubNets, best first. A SubNet that is the best within several budgets comes
+        once, so positions in the list need not be those of the budgets; `SearchSpace.solve` answers one at a time.
 
     Raises:
         InfeasibleError: no precision is within a budget; the message names the smallest feasible one.
@@ -304,14 +322,15 @@ def search(
     return list(found.values())
 
 
-def side_by_side(given: Mapping[str, float | Sequence[float]]) -> list[dict[str, float]]:
+def side_by_side(given: Mapping[str, float | Sequence[float] | np.ndarray]) -> list[dict[str, float]]:
     """Return the budgets of each search: sequences side by side, single numbers in all of them.
 
     Raises:
         ConfigError: there are none, or sequences differ in length.
     """
     if not given:
-        raise ConfigError(f"give at least one budget: {', '.join((*ALWAYS, *WHAT_IS_MISSING))}")
+        raise ConfigError(f"give at least one budget: {', '.join(NAMES)}")
+    given = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in given.items()}
     sequences = {name: list(v) for name, v in given.items() if isinstance(v, Sequence) and not isinstance(v, str)}
     lengths = {len(values) for values in sequences.values()}
     if len(lengths) > 1 or 0 in lengths:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitswitch.errors import ConfigError
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut without parameters (option A of the paper).
@@ -44,13 +46,18 @@ class ResNetCifar(nn.Module):
         depth: 20, 32, 44, 56 or another number of the form 6n + 2.
         num_classes: outputs.
 
+    Raises:
+        ConfigError: no such network has this depth.
+
     >>> sum(p.numel() for p in ResNetCifar(20).parameters())
     269722
     """
 
     def __init__(self, depth: int, num_classes: int = 10) -> None:
         super().__init__()
-        num_blocks = (depth - 2) // 6
+        num_blocks, rest = divmod(depth - 2, 6)
+        if rest or num_blocks < 1:
+            raise ConfigError(f"depth must be 6n + 2 with n of at least 1, such as 20; got {depth}")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(16, 16, num_blocks, stride=1)

@@ -26,7 +26,7 @@ from bitswitch.data import (
     load_digits,
 )
 from bitswitch.data.sources import DIGITS_CLASSES
-from bitswitch.errors import ConfigError
+from bitswitch.errors import BitswitchError, ConfigError
 from bitswitch.layers.modes import in_mode
 from bitswitch.recipes.config import DATA_VARIABLE, DataConfig, RunConfig
 from bitswitch.training import distributed
@@ -109,10 +109,17 @@ class RecipeData:
         """Run a network on the `device` on a black image, to see that it has an output for every class.
 
         Raises:
-            ConfigError: it has fewer or more.
+            ConfigError: it has fewer or more, or cannot take images of this shape.
         """
-        with in_mode(network, training=False), torch.no_grad():
-            outputs = network(torch.zeros(1, *input_shape(self.config), device=self.device)).shape[-1]
+        shape = input_shape(self.config)
+        try:
+            with in_mode(network, training=False), torch.no_grad():
+                outputs = network(torch.zeros(1, *shape, device=self.device)).shape[-1]
+        except (RuntimeError, BitswitchError) as error:
+            raise ConfigError(
+                f"the network cannot take the images of data.kind={self.config.kind}, which are "
+                f"{'×'.join(map(str, shape))}: {error}"
+            ) from error
         if outputs != len(self.classes):
             raise ConfigError(
                 f"the network has {outputs} outputs, but the images of data.kind={self.config.kind} have "
