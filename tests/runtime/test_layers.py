@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +181,22 @@ def test_embeddings_are_bit_identical(shape: list[int], columns: int, granularit
     for bits in BITS:
         bs.switch(model, bits)
         assert torch.equal(engine(index, precision=bits), model(index))
+
+
+def test_an_embedding_gives_rows_of_the_type_of_its_weight(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 3)).bfloat16()
+
+    tokens = torch.tensor([[1, 8, 0]])
+    model = bs.prepare(net(), BITS, force=("0", "1"), example_inputs=tokens).eval()
+    bs.calibrate(model, [tokens])
+    bs.save(model, tmp_path)
+    sources = (model, bs.load(tmp_path, into=net()))
+    for engine in (*map(bs.deploy, sources), bs.deploy(tmp_path, into=net())):
+        embed = engine.network.get_submodule("0")
+        assert torch.equal(embed(tokens), model[0](tokens))
+        assert embed.weight.dtype == torch.bfloat16
+        assert engine(tokens).dtype == torch.bfloat16
 
 
 def test_an_embedding_and_a_head_that_share_their_weight() -> None:

@@ -66,6 +66,11 @@ class SwitchableLayer(nn.Module):
         """Type of the weight: of the float weight that the layer holds, or held before it was frozen."""
         return self._like_weight.dtype if self.is_frozen else self.weight.dtype
 
+    def keep_weight_dtype(self) -> None:
+        """Remember the type of the weight, which is about to be taken away."""
+        device = self.weight_quantizer.scale_for(self.stored_bits).parameter.device
+        self.register_buffer("_like_weight", torch.empty(0, dtype=self.weight_dtype, device=device), persistent=False)
+
     def out_first(self, weight: Tensor) -> Tensor:
         """View a weight in the layer's own layout with the output channel as its first dimension."""
         return weight
@@ -130,10 +135,8 @@ class SwitchableLayer(nn.Module):
             raise PrepareError("a layer with one scale a width (shared=False) has no common integers to freeze to")
         self.weight_quantizer.scale.set_(scale)
         self.weight_quantizer.scale.parameter.requires_grad_(False)
-        weight = self._parameters.pop("weight", None)
-        if weight is not None:
-            like_weight = torch.empty(0, dtype=weight.dtype, device=codes.device)
-            self.register_buffer("_like_weight", like_weight, persistent=False)
+        self.keep_weight_dtype()
+        self._parameters.pop("weight", None)
         self.register_buffer("codes", codes)
         self.num_planes = num_planes
 

@@ -78,24 +78,24 @@ def with_aliases(weights: Mapping[str, StoredWeight], state: ModelState) -> dict
 
 
 def copy_without(network: nn.Module, emptied: Iterable[nn.Module], memo: dict[int, Any] | None = None) -> nn.Module:
-    """Copy a network without copying some layers' weights: those are None in the copy.
+    """Copy a network without copying some layers' weights: those are on the meta device in the copy.
 
     Args:
         network: it stays as it is.
         emptied: layers of it. A weight that another module holds too is copied for that one.
         memo: as `copy.deepcopy` takes it: copies, or what stands for them, by id.
     """
-    memo = {} if memo is None else memo
     layers = set(emptied)
-    for layer in layers:
-        for tensors in (layer._parameters, layer._buffers):
-            memo.update({id(tensors[name]): None for name in _EMPTIED if tensors.get(name) is not None})
-    for module in network.modules():
-        if module not in layers:
-            for tensor in [*module._parameters.values(), *module._buffers.values()]:
-                if tensor is not None and memo.get(id(tensor), tensor) is None:
-                    del memo[id(tensor)]
-    return copy.deepcopy(network, memo)
+    held = [(m, t) for m in network.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+    kept = {id(tensor) for module, tensor in held if module not in layers}
+    empty = {
+        id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=False)
+        for layer in layers
+        for tensors in (layer._parameters, layer._buffers)
+        for name, tensor in tensors.items()
+        if name in _EMPTIED and tensor is not None and id(tensor) not in kept
+    }
+    return copy.deepcopy(network, {**(memo or {}), **empty})
 
 
 def make_integer(network: nn.Module, state: ModelState, weights: Mapping[str, StoredWeight], active: Active) -> None:
@@ -112,6 +112,7 @@ def make_integer(network: nn.Module, state: ModelState, weights: Mapping[str, St
         layer = layer_of(network, entry.name)
         if not isinstance(layer, nn.Embedding):
             tiled.add(weights[entry.name])
+        layer.keep_weight_dtype()
         for tensors in (layer._parameters, layer._buffers):
             for name in _EMPTIED:
                 tensors.pop(name, None)

@@ -126,7 +126,7 @@ class IntegerLayer(SwitchableLayer):
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
-            return self.quantized_weight()
+            return self.quantized_weight(self.weight_dtype)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -160,12 +160,12 @@ class IntegerEmbedding(IntegerLayer):
 
     @torch.no_grad()
     def forward(self, input: Tensor) -> Tensor:
-        """Look up, (…) int64 → (…, K) float32, bit-identical to the loaded model."""
+        """Look up, (…) int64 → (…, K) of the type of the weight, bit-identical to the loaded model."""
         bits = self.bits
         if input.numel() and int(input.min()) < 0:
             raise IndexError(f"{self.layer_name!r} has no rows with negative numbers")
         rows = self.stored.rows(input.reshape(-1), bits).view(*input.shape, self.stored.num_columns)
-        return self.weight_quantizer.dequantize(rows, bits, rows=input)
+        return self.weight_quantizer.dequantize(rows, bits, rows=input).to(self.weight_dtype)
 
 
 class FollowingNorm(PerWidthNorm):
