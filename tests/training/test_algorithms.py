@@ -165,6 +165,23 @@ def test_rates_are_equation_6_on_the_recorded_gradients() -> None:
         assert len(rates) == 2 * (1 + 3)
 
 
+def test_activation_scales_of_layers_that_share_a_weight_have_the_rate_of_the_width() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
+    net[4].weight = net[2].weight
+    batches = vector_batches()
+    model = bs.prepare(net, bits=(8, 2), example_inputs=batches[0][0])
+    bs.calibrate(model, [batches[0]])
+    trainer = JointTrainer(model, small_loss, lr=0.01, total_steps=10, alrs_scope="weight+activation")
+    trainer.bits = (2,)
+    before = parameters_of(model)
+    result = trainer.step(batches[0])
+    moved = {n: float((v - before[n]).abs()) for n, v in parameters_of(model).items() if "scales.2.log" in n}
+    # The first step of Adam is as long as its rate.
+    assert moved == pytest.approx(dict.fromkeys(moved, result.widths[2].scale_lr), rel=1e-3)
+    assert len(moved) == 2
+
+
 @pytest.mark.parametrize("moments", ["shared", "separate"])
 def test_a_width_alone_moves_its_parameters(moments: Any) -> None:
     model = make_model()

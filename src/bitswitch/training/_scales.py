@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class LayerStep:
         gradient: ∇s, the gradient of the raw scale.
         bits: the active width.
         eta: η of that width, Eq. (7).
-        activation: the parameters of its input quantizer, of all widths.
+        activation: the parameters of its input quantizer, and of those of layers that share the scale, of all widths.
     """
 
     name: str
@@ -71,10 +71,14 @@ class Scales:
             scale = layer.weight_quantizer.scale_for(layer.bits)
             known = found.get(scale.parameter)
             gradient = scale.raw_grad() if known is None else known.gradient
-            if gradient is None or (known is not None and known.bits <= layer.bits):
+            if gradient is None:
+                continue
+            activation = self.activation[name] + (() if known is None else known.activation)
+            if known is not None and known.bits <= layer.bits:
+                found[scale.parameter] = replace(known, activation=activation)
                 continue
             eta = alrs.eta(layer.stored_bits, layer.bits)
-            found[scale.parameter] = LayerStep(name, scale.parameter, gradient, layer.bits, eta, self.activation[name])
+            found[scale.parameter] = LayerStep(name, scale.parameter, gradient, layer.bits, eta, activation)
         return list(found.values())
 
 
@@ -100,7 +104,7 @@ class ScaleRule:
             chosen[layer.parameter] = Rate(layer.parameter, own, str(layer.bits) if self.separate else "shared")
             for parameter in layer.activation:
                 chosen[parameter] = Rate(parameter, own if self.activations_too else lr)
-        # Layers outside `used` share a scale with one inside it; their own activation scales learn as well.
+        # Where a weight scale is kept fixed, the activation scales of its layer learn all the same.
         for parameters in scales.activation.values():
             for parameter in parameters:
                 chosen.setdefault(parameter, Rate(parameter, lr))
