@@ -138,6 +138,10 @@ def test_granularity_by_pattern() -> None:
         ({"granularity": "group"}, PrepareError, "layer 'conv1': granularity 'group' needs a group_size"),
         ({"granularity": "group", "group_size": 5}, PrepareError, "divides 36; got 5"),
         ({"scale_parametrization": "exp"}, PrepareError, "scale_parametrization"),
+        ({"midrise": (3,)}, PrepareError, "midrise: (3,) are not among the widths (8, 6, 4, 2)"),
+        ({"midrise": (2, 1)}, PrecisionError, "between 2 and 8"),
+        ({"bits": (8,), "midrise": (8,)}, PrepareError, "midrise: at most 7 bits; got 8"),
+        ({"bits": (4, 2), "midrise": (4, 2)}, PrepareError, "midrise: 4 bits are stored, and lower widths are rounded"),
         ({"skip": nn.Conv2d}, PrepareError, "no layer of this model would be quantized"),
     ],
 )

@@ -38,6 +38,23 @@ def test_second_round_equals_its_definition_for_all_codes(stored_bits: int, bits
 
 
 @pytest.mark.parametrize(("stored_bits", "bits"), PAIRS)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32])
+def test_midrise_levels_are_the_nearest_of_all_weights(stored_bits: int, bits: int, dtype: torch.dtype) -> None:
+    n, p = int_range(stored_bits)
+    step = 2 ** (stored_bits - bits)
+    stored = torch.arange(n, p + 1).to(dtype)
+    codes = second_round(stored, stored_bits, bits, midrise=(bits,))
+    assert codes.dtype == dtype
+    levels = dequantize(codes, torch.tensor(1.0), stored_bits, bits, midrise=(bits,))
+    all_levels = (torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)) + 0.5) * step
+    assert torch.equal(levels.unique(), all_levels)
+    if bits < stored_bits:
+        distances = (stored[:, None].float() - all_levels).abs()
+        assert torch.equal((stored.float() - levels).abs(), distances.min(1).values)
+    assert torch.equal(levels.flip(0), -levels)
+
+
+@pytest.mark.parametrize(("stored_bits", "bits"), PAIRS)
 def test_second_round_depends_on_the_leading_bits_only(stored_bits: int, bits: int) -> None:
     n, p = int_range(stored_bits)
     kept = bits + 1 if bits < stored_bits else stored_bits

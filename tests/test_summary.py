@@ -45,6 +45,14 @@ def test_figures_by_hand() -> None:
     assert f"{100 * sum(quantized) / (sum(quantized) + rest):.1f} % of" in str(found)
 
 
+def test_midrise_widths_take_one_plane_less() -> None:
+    plain, found = summary(prepared()), summary(prepared(midrise=(2,)))
+    assert plain.bytes_at(2) - found.bytes_at(2) == (288 + 576 + 32) / 8
+    assert plain.bytes_at(4) == found.bytes_at(4)
+    assert "odd multiples of half a step (mid-rise) at 2 bits" in str(found)
+    assert "mid-rise" not in str(plain)
+
+
 def test_unshared_scales_save_nothing() -> None:
     found = summary(prepared(shared=False))
     assert found.bytes_at(2) == found.float_bytes

@@ -120,12 +120,14 @@ def _deploy_folder(
     for name, stored in config.weights.items():
         entry = config.table[name]
         (scale,) = weight_scale_keys(config, entry).values()
-        layer_of(network, entry.name).weight_quantizer.scale.set_(quantizers[scale])
+        quantizer = layer_of(network, entry.name).weight_quantizer
+        quantizer.scale.set_(quantizers[scale])
+        form = {"stored_bits": entry.bits[0], "derived": cache, "midrise": quantizer.midrise}
         codes = codes_key(config, entry)
         if codes is None:
-            weights[name] = StoredWeight(name, stored.shape, entry.bits[0], derived=cache)
+            weights[name] = StoredWeight(name, stored.shape, **form)
         else:
-            weights[name] = StoredWeight.from_codes(name, quantizers.pop(codes), entry.bits[0], derived=cache)
+            weights[name] = StoredWeight.from_codes(name, quantizers.pop(codes), **form)
     reader = FolderPlanes(folder.absolute(), config)
     return Engine(network, _starting_at(state, precision), with_aliases(weights, state), reader, cache, fuse=fuse)
 

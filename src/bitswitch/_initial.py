@@ -37,7 +37,7 @@ def initialize_weight_scale(layer: SwitchableLayer) -> None:
     blocks = _blocks(weight, quantizer)
     groups = [quantizer.bits] if quantizer.shared else [(b,) for b in quantizer.bits]
     for widths in groups:
-        scale = best_weight_scale(blocks, widths)
+        scale = best_weight_scale(blocks, widths, quantizer.midrise)
         quantizer.scale_for(widths[0]).set_(scale.reshape(quantizer.scale_shape))
 
 
@@ -50,12 +50,13 @@ def _blocks(weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
     return blocks[:, :: stride | 1] if stride > 1 else blocks
 
 
-def best_weight_scale(blocks: Tensor, bits: tuple[int, ...]) -> Tensor:
+def best_weight_scale(blocks: Tensor, bits: tuple[int, ...], midrise: tuple[int, ...] = ()) -> Tensor:
     """Return, for each row, the scale s_h that minimises Σ_b ‖Ŵ_b − W‖ over a grid of candidates.
 
     Args:
         blocks: float32 matrix (scales, weights).
         bits: candidate widths, descending.
+        midrise: those of them whose levels are (c + ½) · s_b.
 
     Returns:
         float32 tensor (scales,).
@@ -69,8 +70,8 @@ def best_weight_scale(blocks: Tensor, bits: tuple[int, ...]) -> Tensor:
         scale = top * factor
         cost = torch.zeros_like(top)
         for b in bits:
-            codes = double_round(blocks, scale[:, None], bits[0], b)
-            cost += torch.linalg.vector_norm(dequantize(codes, scale[:, None], bits[0], b) - blocks, dim=1)
+            codes = double_round(blocks, scale[:, None], bits[0], b, midrise)
+            cost += torch.linalg.vector_norm(dequantize(codes, scale[:, None], bits[0], b, midrise) - blocks, dim=1)
         better = cost < best_cost
         best = torch.where(better, scale, best)
         best_cost = torch.where(better, cost, best_cost)

@@ -2,12 +2,13 @@
 
 A code of h bits is stored as u = W̃_h + 2^(h−1) ("offset binary"). Plane 0 holds the top bit of every u, plane h−1 the
 lowest. The l-bit codes of Eq. (2) depend on the l + 1 leading bits alone, so planes 0 … l are all that they need:
-W̃_l = min((u >> Δ) + bit_{Δ−1}(u), 2^l − 1) − 2^(l−1).
+W̃_l = min((u >> Δ) + bit_{Δ−1}(u), 2^l − 1) − 2^(l−1). Those of a mid-rise width are (u >> Δ) − 2^(l−1), for which the
+planes 0 … l − 1 are enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from torch import Tensor
 _CHUNK = 1 << 20
 
 
-def planes_needed(stored_bits: int, bits: int) -> int:
-    """Return how many leading planes a width needs: l + 1, or h for l = h.
+def planes_needed(stored_bits: int, bits: int, midrise: Collection[int] = ()) -> int:
+    """Return how many leading planes a width needs: l + 1, or l if it is mid-rise or l = h.
 
     >>> [planes_needed(8, bits) for bits in (8, 7, 4, 2)]
     [8, 8, 5, 3]
+    >>> planes_needed(8, 2, midrise=(2,))
+    2
     """
-    return bits + 1 if bits < stored_bits else stored_bits
+    return bits if bits == stored_bits or bits in midrise else bits + 1
 
 
 def plane_bytes(num_codes: int) -> int:

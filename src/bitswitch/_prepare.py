@@ -19,6 +19,7 @@ from bitswitch.layers.registry import has_weight, make_switchable, switchable_cl
 from bitswitch.layers.table import LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
+from bitswitch.quantizers.weight import check_midrise
 
 
 def prepare(
@@ -36,6 +37,7 @@ def prepare(
     shared: bool = True,
     scale_parametrization: Literal["log", "raw"] = "log",
     gradient_scale: bool = False,
+    midrise: Collection[int] = (),
 ) -> nn.Module:
     """Return a switchable copy of a float model.
 
@@ -64,13 +66,16 @@ def prepare(
             the stored model stays float.
         scale_parametrization: "log" learns ln s, "raw" learns s as in the paper.
         gradient_scale: multiply scale gradients by LSQ's 1/√(N·p).
+        midrise: those of `bits` at which the levels of a weight are the odd multiples of half its step, … −½, ½, 3⁄2 …,
+            instead of the multiples … −1, 0, 1 …: symmetric, without zero, and stored in one bit plane less. Widths of
+            at most 7 bits, and not the largest of several. Not in the paper.
 
     Returns:
         The switchable copy, of the same class.
 
     Raises:
-        PrepareError: the model is prepared already, a selector matches nothing, a forced layer cannot be quantized, or
-            no layer is left to quantize.
+        PrepareError: the model is prepared already, a selector matches nothing, a forced layer cannot be quantized, a
+            width cannot be mid-rise, or no layer is left to quantize.
         PrecisionError, ArgumentError: `bits` or another argument is invalid.
 
     >>> import torch
@@ -90,9 +95,14 @@ def prepare(
         raise PrepareError(f"scale_parametrization must be 'log' or 'raw'; got {scale_parametrization!r}")
     if batch_norm not in ("per-width", "transitional"):
         raise PrepareError(f"batch_norm must be 'per-width' or 'transitional'; got {batch_norm!r}")
+    widths = validate_widths(bits)
+    midrise = validate_widths(midrise) if midrise else ()
+    if not set(midrise) <= set(widths):
+        raise PrepareError(f"midrise: {midrise} are not among the widths {widths}")
+    check_midrise(midrise, widths, shared=shared)
     default_granularity, granularity_of = check_granularity(granularity)
     request = Request(
-        bits=validate_widths(bits),
+        bits=widths,
         skip=selectors("skip", skip),
         force=selectors("force", force),
         first_last=first_last,
@@ -101,7 +111,7 @@ def prepare(
         granularity_of=granularity_of,
         activations=activations,
         batch_norm=batch_norm,
-        options=QuantizerOptions(shared, scale_parametrization, gradient_scale),
+        options=QuantizerOptions(shared, scale_parametrization, gradient_scale, midrise),
     )
     model = copy.deepcopy(model)
     adapt(model)
@@ -218,6 +228,7 @@ def _weight_quantizer(module: nn.Module, entry: LayerEntry, options: QuantizerOp
             shared=options.shared,
             parametrization=options.scale_parametrization,  # pyright: ignore[reportArgumentType]
             gradient_scale=options.gradient_scale,
+            midrise=tuple(b for b in options.midrise if b in entry.bits),
         )
     except PrepareError as error:
         raise PrepareError(f"layer {entry.name!r}: {error}") from None

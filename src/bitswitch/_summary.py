@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from bitswitch._planes import planes_needed
 from bitswitch.layers.table import EngineState, LayerEntry, LayerTable, state_of
 
 _HEADER = ("layer", "kind", "status", "widths", "scales", "input", "shape", "weights", "note")
@@ -23,6 +24,7 @@ class Summary:
         bits: the candidate widths, descending.
         shared: whether one set of integers serves all widths. If not, the weights stay float.
         execution: of an engine, how it runs the network.
+        midrise: the widths whose levels are (c + ½) · s.
 
     >>> from bitswitch.layers.table import LayerEntry, LayerTable
     >>> entry = LayerEntry("conv", "Conv2d", "quantized", "", (8, 4, 3, 3), (8, 2), "tensor", None, "unsigned")
@@ -39,6 +41,7 @@ class Summary:
     bits: tuple[int, ...]
     shared: bool = True
     execution: str = ""
+    midrise: tuple[int, ...] = ()
 
     @property
     def num_weights(self) -> int:
@@ -72,9 +75,7 @@ class Summary:
             return 4 * count
         stored = entry.bits[0]
         own = bits if bits in entry.bits else stored
-        # A width below the stored one needs its own bits and the one that decides the rounding.
-        planes = own if own == stored else own + 1
-        return planes * math.ceil(count / 8)
+        return planes_needed(stored, own, self.midrise) * math.ceil(count / 8)
 
     def __str__(self) -> str:
         rows = [_cells(entry) for entry in self.table.values()]
@@ -90,6 +91,10 @@ class Summary:
             f"{share:.1f} % of {total:,} weights are quantized.",
             "; ".join([f"Weights take {format_bytes(self.float_bytes)} as float32", *sizes]) + ".",
         ]
+        if self.midrise:
+            lines.append(
+                f"Levels are odd multiples of half a step (mid-rise) at {', '.join(map(str, self.midrise))} bits."
+            )
         return [*lines, f"Runs {self.execution}"] if self.execution else lines
 
     def _sizes(self) -> Mapping[int, int]:
@@ -118,7 +123,7 @@ def summary(model: nn.Module) -> Summary:
     """
     state = state_of(model, engines=True)
     note = state.note() if isinstance(state, EngineState) else ""
-    return Summary(state.table, state.bits, state.options.shared, note)
+    return Summary(state.table, state.bits, state.options.shared, note, state.options.midrise)
 
 
 def format_bytes(size: int) -> str:

@@ -112,6 +112,10 @@ attack("precision-keys", "'layers' and 'default'", put("precision", {"layers": {
 attack("options-unknown", "options: expected exactly", put("options", {"shared": True}))
 attack("options-int-for-bool", "options: shared: expected true or false", put("options.shared", 1))
 attack("options-parametrization", "scale_parametrization", put("options.scale_parametrization", "exp"))
+attack("options-midrise-empty", "options: midrise: expected descending widths", put("options.midrise", []))
+attack("options-midrise-number", "options: midrise: expected descending widths", put("options.midrise", 2))
+attack("options-midrise-order", "options: midrise: expected descending widths", put("options.midrise", [2, 4]))
+attack("options-midrise-stored", "midrise: at most 7 bits; got 8", put("options.midrise", [8]))
 attack("options-unshared", "planes: expected 0 to 0", put("options.shared", False))
 
 # config.json: the layer table

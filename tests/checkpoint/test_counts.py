@@ -26,27 +26,27 @@ def prepared(bits: tuple[int, ...], **options: Any) -> nn.Module:
     return model
 
 
-def expected(model: nn.Module, name: str, stored: int, bits: int) -> list[int]:
+def expected(model: nn.Module, name: str, stored: int, bits: int, midrise: tuple[int, ...] = ()) -> list[int]:
     """Round ⌊w/s⌉ once more and count, element by element."""
     layer: Any = model.get_submodule(name)
     scale = float(layer.weight_quantizer.scale.value().detach())
     counts = [0] * 2**bits
     for value in layer.weight.detach().flatten().tolist():
         code = min(max(round(value / scale), -(2 ** (stored - 1))), 2 ** (stored - 1) - 1)
-        code = min(math.floor(code / 2 ** (stored - bits) + 0.5), 2 ** (bits - 1) - 1)
+        code = min(math.floor(code / 2 ** (stored - bits) + 0.5 * (bits not in midrise)), 2 ** (bits - 1) - 1)
         counts[code + 2 ** (bits - 1)] += 1
     return counts
 
 
-@pytest.mark.parametrize("bits", [(8, 4, 2), (5, 3)])
-def test_every_code_is_counted_at_every_width(tmp_path: Path, bits: tuple[int, ...]) -> None:
-    model = prepared(bits)
+@pytest.mark.parametrize(("bits", "midrise"), [((8, 4, 2), ()), ((5, 3), ()), ((8, 4, 2), (4, 2))])
+def test_every_code_is_counted_at_every_width(tmp_path: Path, bits: tuple[int, ...], midrise: tuple[int, ...]) -> None:
+    model = prepared(bits, midrise=midrise)
     bs.save(model, tmp_path / "model")
     counts = count_codes(read_info(tmp_path / "model"))
     assert list(counts) == ["2", "4"]
     for name, own in counts.items():
         assert {width: found.tolist() for width, found in own.items()} == {
-            width: expected(model, name, bits[0], width) for width in bits
+            width: expected(model, name, bits[0], width, midrise) for width in bits
         }
     total = sum_counts(list(counts.values()))
     assert list(total) == list(bits)

@@ -48,6 +48,9 @@ OPTIONS = [
     {"activations": False},
     {"shared": False},
     {"bits": (4, 3, 2)},
+    {"midrise": (4, 2)},
+    {"bits": (2,), "midrise": (2,)},
+    {"midrise": (6, 2), "shared": False},
     {"bits": (8,)},
 ]
 
@@ -136,6 +139,22 @@ def test_only_the_planes_that_are_needed_are_read(tmp_path: Path, trained: Make,
     bs.switch(loaded, {"a": 6}, default=4)
     assert {n: layer.num_planes for n, layer in iter_layers(loaded)} == {"grouped": 5, "up": 5, "a": 7, "b": 5, "c": 5}
     assert_same(model, loaded, x)
+
+
+def test_a_midrise_width_needs_no_plane_more_than_it_has_bits(
+    tmp_path: Path, trained: Make, net: Make, x: Tensor
+) -> None:
+    model = trained(midrise=(2,))
+    checkpoint.save(model, tmp_path, precision=2)
+    assert len(list(tmp_path.glob("plane-*"))) == 2
+    loaded = checkpoint.load(tmp_path, into=net())
+    assert {layer.num_planes for _, layer in iter_layers(loaded)} == {2}
+    assert_same(model, loaded, x, (2,))
+    for _, layer in iter_layers(loaded):
+        levels = layer.quantized_weight() / (layer.weight_quantizer.scale.value() * 2.0**5)
+        assert set(levels.flatten().tolist()) <= {-3.0, -1.0, 1.0, 3.0}
+    with pytest.raises(MissingPlanesError):
+        bs.switch(loaded, 4)
 
 
 def test_a_damaged_plane_stops_a_switch_and_changes_nothing(

@@ -42,6 +42,7 @@ def file_bytes(folder: Path, stem: str) -> int:
         {"granularity": {"conv2": "group"}, "group_size": 8},
         {"first_last": 8, "force": ()},
         {"activations": False},
+        {"midrise": (3, 2)},
     ],
 )
 @pytest.mark.parametrize("frozen", [False, True])

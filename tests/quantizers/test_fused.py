@@ -112,8 +112,14 @@ def test_weights(
 
 @pytest.mark.parametrize(
     "options",
-    [{"shared": False}, {"parametrization": "raw"}, {"gradient_scale": True}],
-    ids=lambda o: next(iter(o)),
+    [
+        {"shared": False},
+        {"parametrization": "raw"},
+        {"gradient_scale": True},
+        {"midrise": (6, 4, 3, 2)},
+        {"shared": False, "midrise": (6, 4, 3, 2)},
+    ],
+    ids=lambda o: "-".join(o),
 )
 def test_weights_with_other_settings(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     weight, grad = (torch.randn(4, 18, generator=torch.Generator().manual_seed(s)) for s in (1, 2))

@@ -35,9 +35,12 @@ def gather(elements: Tensor, granularity: Granularity, scale_shape: tuple[int, .
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
 @pytest.mark.parametrize("parametrization", ["log", "raw"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_weights(bits: int, granularity: Granularity, parametrization: str, shared: bool) -> None:
+@pytest.mark.parametrize("midrise", [(), (6, 3, 2)])
+def test_weights(
+    bits: int, granularity: Granularity, parametrization: str, shared: bool, midrise: tuple[int, ...]
+) -> None:
     generator = torch.Generator().manual_seed(bits)
-    weight = torch.randn(4, 6, 3, 3, generator=generator, dtype=torch.float32).requires_grad_()
+    weight = (torch.randn(4, 6, 3, 3, generator=generator) * (2 if midrise else 1)).requires_grad_()
     quantizer = WeightQuantizer(
         weight.shape,
         WIDTHS,
@@ -45,6 +48,7 @@ def test_weights(bits: int, granularity: Granularity, parametrization: str, shar
         18,
         shared=shared,
         parametrization=parametrization,  # pyright: ignore[reportArgumentType]
+        midrise=midrise,
     )
     stored = 8 if shared else bits
     steps = torch.rand(quantizer.scale_shape, generator=generator) * 0.02 + 0.01
@@ -59,15 +63,19 @@ def test_weights(bits: int, granularity: Granularity, parametrization: str, shar
     n, p = int_range(bits)
     n_stored, p_stored = int_range(stored)
     first = (weight.detach() / s).round().clamp(n_stored, p_stored)
-    codes = first if bits == stored else torch.floor(first / factor + 0.5).clamp(n, p)
+    if bits in midrise:
+        codes = torch.floor(weight.detach() / s).clamp(n, p) if bits == stored else torch.floor(first / factor)
+        levels, p = codes + 0.5, p + 1
+    else:
+        codes = levels = first if bits == stored else torch.floor(first / factor + 0.5).clamp(n, p)
     assert torch.equal(quantizer.codes(weight, bits).float(), codes)
-    assert torch.equal(result, codes * (s * factor))
+    assert torch.equal(result, levels * (s * factor))
     assert torch.equal(quantizer.dequantize(codes.to(torch.int8), bits), result)
     inside = (v > n) & (v < p)
     assert 0 < int(inside.sum()) < inside.numel() or bits > 4
     assert torch.equal(weight.grad, grad * inside)
     # Eq. (13) at a lower width: 2^Δ (code − v) inside, 2^Δ n or 2^Δ p outside.
-    local = torch.where(inside, codes - v, torch.where(v <= n, float(n), float(p)))
+    local = torch.where(inside, levels - v, levels)
     expected = gather(grad.double() * factor * local.double(), granularity, quantizer.scale_shape)
     got = quantizer.scale_for(bits).raw_grad()
     assert got is not None

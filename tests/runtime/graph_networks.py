@@ -23,7 +23,14 @@ class OnGraph:
         self.model = model
         cache = DerivedCache(1 << 28)
         weights = {
-            name: StoredWeight.from_codes(name, layer.weight_codes(layer.stored_bits), layer.stored_bits, None, cache)
+            name: StoredWeight.from_codes(
+                name,
+                layer.weight_codes(layer.stored_bits),
+                layer.stored_bits,
+                None,
+                cache,
+                layer.weight_quantizer.midrise,
+            )
             for name, layer in iter_layers(model)
         }
         self.executor = GraphExecutor(model, weights, cache)

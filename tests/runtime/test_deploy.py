@@ -61,6 +61,8 @@ def folder(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"granularity": {"[abc]": "group", "*": "channel"}, "group_size": 2},
         {"granularity": {"plain": "group", "grouped": "group", "up": "group"}, "group_size": 6},
         {"scale_parametrization": "raw"},
+        {"midrise": (2,)},
+        {"midrise": (4, 2), "granularity": "channel", "first_last": 8},
     ],
     ids=str,
 )

@@ -116,6 +116,7 @@ def test_random_networks_equal_their_reference(isa: str, data: st.DataObject) ->
     options: dict[str, Any] = {
         "first_last": data.draw(st.sampled_from(["float", 8])),
         "granularity": data.draw(st.sampled_from(["tensor", "channel"])),
+        "midrise": data.draw(st.sampled_from([(), (2,), (4, 3, 2)])),
     }
     graph = OnGraph(calibrated(network, torch.randn(8, 3, size, size), bits=BITS, **options))
     with pytest.MonkeyPatch.context() as patch:
@@ -129,10 +130,10 @@ def test_random_networks_equal_their_reference(isa: str, data: st.DataObject) ->
             torch.testing.assert_close(again, out, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("first_last", ["float", 8])
-def test_resnet20_agrees_with_the_trained_network(first_last: Any) -> None:
+@pytest.mark.parametrize("options", [{}, {"first_last": 8}, {"midrise": (3, 2)}], ids=str)
+def test_resnet20_agrees_with_the_trained_network(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    graph = OnGraph(calibrated(resnet20_cifar(), torch.randn(16, 3, 32, 32), bits=BITS, first_last=first_last))
+    graph = OnGraph(calibrated(resnet20_cifar(), torch.randn(16, 3, 32, 32), bits=BITS, **options))
     x = torch.randn(8, 3, 32, 32)
     for precision in (8, 4, {"layer1.0.conv1": 8, "layer2.0.conv1": 2, "layer3.2.conv2": 4}):
         bound = graph.bind(precision, None if isinstance(precision, int) else 3)

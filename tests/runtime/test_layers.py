@@ -53,6 +53,7 @@ def agree(layer: nn.Module, x: Tensor, *, signed: bool, **options: Any) -> None:
 
 
 granularities = st.sampled_from(["tensor", "channel", "group"])
+midrises = st.sampled_from([(), (2,), (6, 4, 3, 2)])
 
 
 @settings(max_examples=40)
@@ -63,13 +64,21 @@ granularities = st.sampled_from(["tensor", "channel", "group"])
     st.booleans(),
     st.booleans(),
     granularities,
+    midrises,
     st.integers(0, 1000),
 )
 def test_linear(
-    lead: list[int], inputs: int, outputs: int, bias: bool, signed: bool, granularity: str, seed: int
+    lead: list[int],
+    inputs: int,
+    outputs: int,
+    bias: bool,
+    signed: bool,
+    granularity: str,
+    midrise: tuple[int, ...],
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    options: dict[str, Any] = {"granularity": granularity}
+    options: dict[str, Any] = {"granularity": granularity, "midrise": midrise}
     if granularity == "group":
         options["group_size"] = next(g for g in (32, 5, 3, 2, 1) if inputs % g == 0)
     agree(nn.Linear(inputs, outputs, bias), torch.randn(*lead, inputs), signed=signed, **options)
@@ -88,6 +97,7 @@ def test_linear(
     st.booleans(),
     st.booleans(),
     granularities,
+    midrises,
     st.integers(0, 1000),
 )
 def test_convolutions(
@@ -102,6 +112,7 @@ def test_convolutions(
     bias: bool,
     signed: bool,
     granularity: str,
+    midrise: tuple[int, ...],
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
@@ -118,7 +129,7 @@ def test_convolutions(
         bias=bias,
         padding_mode="zeros" if transposed else mode,
     )
-    options: dict[str, Any] = {"granularity": granularity}
+    options: dict[str, Any] = {"granularity": granularity, "midrise": midrise}
     if granularity == "group":
         options["group_size"] = inputs * kernel
     agree(layer, torch.randn(2, groups * inputs, *(6,) * dims), signed=signed, **options)
@@ -168,10 +179,12 @@ def test_output_size_of_a_transposed_convolution() -> None:
 
 
 @settings(max_examples=20)
-@given(st.lists(st.integers(1, 4), max_size=2), st.sampled_from([1, 7, 64, 70]), granularities)
-def test_embeddings_are_bit_identical(shape: list[int], columns: int, granularity: str) -> None:
+@given(st.lists(st.integers(1, 4), max_size=2), st.sampled_from([1, 7, 64, 70]), granularities, midrises)
+def test_embeddings_are_bit_identical(
+    shape: list[int], columns: int, granularity: str, midrise: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
-    options: dict[str, Any] = {"granularity": granularity}
+    options: dict[str, Any] = {"granularity": granularity, "midrise": midrise}
     if granularity == "group":
         options["group_size"] = 7 if columns % 7 == 0 else 1
     index = torch.randint(11, shape)

@@ -21,15 +21,20 @@ def random_codes(shape: tuple[int, ...], stored_bits: int, seed: int = 0) -> tor
 def test_codes_of_every_width_come_back(rows: int, columns: int, data: st.DataObject) -> None:
     stored_bits = data.draw(st.integers(2, 8))
     bits = data.draw(st.integers(2, stored_bits))
+    midrise = data.draw(st.sampled_from([(), (bits,)])) if bits < 8 else ()
     codes = random_codes((rows, columns), stored_bits)
+    needed = planes_needed(stored_bits, bits, midrise)
+    expected = second_round(codes, stored_bits, bits, midrise)
     for stored in (
-        StoredWeight.from_codes("w", codes, stored_bits),
-        StoredWeight("w", codes.shape, stored_bits, pack(codes, stored_bits)),
-        StoredWeight("w", codes.shape, stored_bits, pack(codes, stored_bits)[: planes_needed(stored_bits, bits)]),
+        StoredWeight.from_codes("w", codes, stored_bits, midrise=midrise),
+        StoredWeight("w", codes.shape, stored_bits, pack(codes, stored_bits), midrise=midrise),
+        StoredWeight("w", codes.shape, stored_bits, pack(codes, stored_bits)[:needed], midrise=midrise),
     ):
-        assert torch.equal(stored.codes(bits), second_round(codes, stored_bits, bits))
+        assert list(stored.missing(bits)) == []
+        assert torch.equal(stored.codes(bits), expected)
+        assert torch.equal(stored.factors(bits), 2 * expected + 1 if midrise else expected)
         index = torch.tensor([rows - 1, 0, rows // 2])
-        assert torch.equal(stored.rows(index, bits), second_round(codes, stored_bits, bits)[index])
+        assert torch.equal(stored.rows(index, bits), expected[index])
 
 
 def test_many_rows_are_repacked_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +48,9 @@ def test_rows_are_words_and_what_is_behind_them_is_zero(columns: int) -> None:
     codes = random_codes((6, columns), 8)
     stored = StoredWeight("w", codes.shape, 8, pack(codes, 8))
     assert stored.row_bytes % 8 == 0
-    for plane in stored.planes(8):
+    midrise = StoredWeight("w", codes.shape, 8, pack(codes, 8), midrise=(2,))
+    assert midrise.plane_addresses(2) == [plane.data_ptr() for plane in midrise.planes(2)]
+    for plane in (*stored.planes(8), *midrise.planes(2)):
         assert plane.shape == (6, stored.row_bytes)
         bits = np.unpackbits(plane.numpy(), axis=1, bitorder="little")
         assert not bits[:, columns:].any()

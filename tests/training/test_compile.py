@@ -61,9 +61,9 @@ def test_one_graph_a_width_and_no_more_after_the_first_step(options: dict[str, A
     assert len(backend.graphs) == 3
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_training_is_that_of_eager_mode(autocast: torch.dtype | None) -> None:
-    eager, compiled = make_model(), make_model()
+@pytest.mark.parametrize(("autocast", "midrise"), [(None, ()), (None, (2,)), (torch.bfloat16, ())])
+def test_training_is_that_of_eager_mode(autocast: torch.dtype | None, midrise: tuple[int, ...]) -> None:
+    eager, compiled = make_model(midrise=midrise), make_model(midrise=midrise)
     trained(eager, autocast=autocast)
     trained(compiled, autocast=autocast, compile={"backend": Counting(), "fullgraph": True})
     tolerance = 1e-5 if autocast is None else 2e-3
@@ -110,9 +110,10 @@ def test_scales_are_an_operator_of_their_own() -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-def test_inductor_keeps_codes() -> None:
+@pytest.mark.parametrize("midrise", [(), (2,)])
+def test_inductor_keeps_codes(midrise: tuple[int, ...]) -> None:
     """What a compiled forward pass rounds to is what stored integers stand for, bit for bit."""
-    layer = layer_of(make_model(bits=(8, 2)), "conv2")
+    layer = layer_of(make_model(bits=(8, 2), midrise=midrise), "conv2")
     operands = torch.compile(layer._operands, fullgraph=True)
     layer.weight_quantizer.scale.parameter.data.add_(0.1)
     x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(1)).relu()

@@ -14,6 +14,7 @@ from bitswitch.errors import BitswitchError, CheckpointError
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import GRANULARITIES
+from bitswitch.quantizers.weight import check_midrise
 
 CONFIG_NAME = "config.json"
 FORMAT = "bitswitch"
@@ -77,7 +78,7 @@ class CheckpointConfig:
             "version": VERSION,
             "bits": list(self.bits),
             "layers": self.table.to_json(),
-            "options": asdict(self.options),
+            "options": _options_json(self.options),
             "precision": self.precision.to_json(),
             "architecture": self.architecture,
             "weights": {n: {"shape": list(w.shape), "planes": w.planes} for n, w in self.weights.items()},
@@ -95,8 +96,12 @@ class CheckpointConfig:
         for name, bits in resolved.items():
             stored = self.storing(name)
             if self.weights[stored].planes:
-                needed[stored] = max(needed[stored], planes_needed(self.table[name].bits[0], bits))
+                needed[stored] = max(needed[stored], self.planes_needed(name, bits))
         return needed
+
+    def planes_needed(self, name: str, bits: int) -> int:
+        """Return how many leading planes a layer needs to run at `bits` bits."""
+        return planes_needed(self.table[name].bits[0], bits, self.options.midrise)
 
 
 def read_config(folder: Path) -> CheckpointConfig:
@@ -146,10 +151,10 @@ def parse_config(members: Mapping[str, Any], where: str) -> CheckpointConfig:
         bits = validate_widths(members["bits"])
         table = LayerTable.from_json(members["layers"])
         _check_table(table, bits)
-        options = _parse_options(members["options"])
+        options = _parse_options(members["options"], bits)
         precision = Precision.from_json(members["precision"])
         resolved = precision.resolve(table.available)
-        weights = _parse_weights(members["weights"], table, lambda entry: has_planes(entry, bits, options))
+        weights = _parse_weights(members["weights"], table, bits, options)
     except BitswitchError as error:
         raise CheckpointError(f"{where}: {str(error)[:500]}") from None
     base = FileRecord.from_json(members["base"], "base", f"{where}: base")
@@ -214,16 +219,30 @@ def _check_quantized(entry: LayerEntry, table: LayerTable, where: str) -> None:
         raise CheckpointError(f"{where}: alias_of: {entry.alias_of[:200]!r} has another shape or other bits")
 
 
-def _parse_options(value: object) -> QuantizerOptions:
-    names = {item.name for item in fields(QuantizerOptions)}
-    if not isinstance(value, dict) or set(value) != names:
-        raise CheckpointError(f"options: expected exactly {', '.join(sorted(names))}")
+def _options_json(options: QuantizerOptions) -> dict[str, Any]:
+    members = asdict(options)
+    midrise = members.pop("midrise")
+    return {**members, "midrise": list(midrise)} if midrise else members
+
+
+def _parse_options(value: object, bits: tuple[int, ...]) -> QuantizerOptions:
+    names = {item.name for item in fields(QuantizerOptions)} - {"midrise"}
+    if not isinstance(value, dict) or set(value) - {"midrise"} != names:
+        raise CheckpointError(f"options: expected exactly {', '.join(sorted(names))}, and midrise if it is not empty")
     for name in ("shared", "gradient_scale"):
         if not isinstance(value[name], bool):
             raise CheckpointError(f"options: {name}: expected true or false, found {str(value[name])[:40]}")
     if value["scale_parametrization"] not in ("log", "raw"):
         raise CheckpointError("options: scale_parametrization: expected 'log' or 'raw'")
-    return QuantizerOptions(**value)
+    midrise = _parse_midrise(value["midrise"], bits, shared=value["shared"]) if "midrise" in value else ()
+    return QuantizerOptions(**{**value, "midrise": midrise})
+
+
+def _parse_midrise(value: object, bits: tuple[int, ...], *, shared: bool) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or list(validate_widths(value)) != value:
+        raise CheckpointError(f"options: midrise: expected descending widths, found {str(value)[:80]}")
+    check_midrise(tuple(value), bits, shared=shared)
+    return tuple(value)
 
 
 def has_planes(entry: LayerEntry, bits: tuple[int, ...], options: QuantizerOptions) -> bool:
@@ -234,14 +253,19 @@ def has_planes(entry: LayerEntry, bits: tuple[int, ...], options: QuantizerOptio
     return options.shared and (len(entry.bits) > 1 or len(bits) == 1)
 
 
-def _parse_weights(value: object, table: LayerTable, split: Callable[[LayerEntry], bool]) -> dict[str, StoredWeight]:
+def _parse_weights(
+    value: object, table: LayerTable, bits: tuple[int, ...], options: QuantizerOptions
+) -> dict[str, StoredWeight]:
     stored = [entry for entry in table.select("quantized") if entry.alias_of is None]
     if not isinstance(value, dict) or set(value) != {entry.name for entry in stored}:
         raise CheckpointError("weights: expected one entry for each quantized layer that stores a weight")
-    return {entry.name: _parse_weight(value[entry.name], entry, split(entry)) for entry in stored}
+    return {
+        entry.name: _parse_weight(value[entry.name], entry, options.midrise, split=has_planes(entry, bits, options))
+        for entry in stored
+    }
 
 
-def _parse_weight(value: object, entry: LayerEntry, split: bool) -> StoredWeight:
+def _parse_weight(value: object, entry: LayerEntry, midrise: tuple[int, ...], *, split: bool) -> StoredWeight:
     where = f"weights: {entry.name[:200]!r}"
     if not isinstance(value, dict) or set(value) != {"shape", "planes"}:
         raise CheckpointError(f"{where}: expected exactly shape and planes")
@@ -254,7 +278,7 @@ def _parse_weight(value: object, entry: LayerEntry, split: bool) -> StoredWeight
         )
     if entry.granularity == "group" and math.prod(shape[1:]) % (entry.group_size or 1):
         raise CheckpointError(f"{where}: shape: rows of {shape[:9]} do not divide into groups of {entry.group_size}")
-    least = planes_needed(entry.bits[0], entry.bits[-1]) if split else 0
+    least = planes_needed(entry.bits[0], entry.bits[-1], midrise) if split else 0
     most = entry.bits[0] if split else 0
     if type(planes) is not int or not least <= planes <= most:
         raise CheckpointError(f"{where}: planes: expected {least} to {most}, found {str(planes)[:40]}")

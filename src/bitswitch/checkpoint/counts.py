@@ -33,7 +33,10 @@ def count_codes(info: CheckpointInfo) -> dict[str, dict[int, Tensor]]:
     config = info.config
     needed = config.needed(Precision.of(info.bits_available[0]).resolve(config.table.available))
     codes = {name: tensor for name, tensor in read_codes(info.folder, config, needed).items() if tensor.numel()}
-    return {name: _counts(tensor, config.table[name].bits, info.bits_available) for name, tensor in codes.items()}
+    midrise = config.options.midrise
+    return {
+        name: _counts(tensor, config.table[name].bits, info.bits_available, midrise) for name, tensor in codes.items()
+    }
 
 
 def sum_counts(counts: Sequence[dict[int, Tensor]]) -> dict[int, Tensor]:
@@ -42,12 +45,12 @@ def sum_counts(counts: Sequence[dict[int, Tensor]]) -> dict[int, Tensor]:
     return {bits: torch.stack([own[bits] for own in counts if bits in own]).sum(0) for bits in widths}
 
 
-def _counts(codes: Tensor, own: Sequence[int], available: Sequence[int]) -> dict[int, Tensor]:
+def _counts(codes: Tensor, own: Sequence[int], available: Sequence[int], midrise: tuple[int, ...]) -> dict[int, Tensor]:
     """Count the codes of a layer at those of its own widths that can be opened; its first one is stored."""
     widths = [bits for bits in own if bits in available] if len(own) > 1 else own
-    return {bits: _count(codes, own[0], bits) for bits in widths}
+    return {bits: _count(codes, own[0], bits, midrise) for bits in widths}
 
 
-def _count(codes: Tensor, stored_bits: int, bits: int) -> Tensor:
-    rounded = second_round(codes, stored_bits, bits).flatten().long()
+def _count(codes: Tensor, stored_bits: int, bits: int, midrise: tuple[int, ...]) -> Tensor:
+    rounded = second_round(codes, stored_bits, bits, midrise).flatten().long()
     return torch.bincount(rounded + 2 ** (bits - 1), minlength=2**bits)

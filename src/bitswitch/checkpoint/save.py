@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitswitch._files import SEAL_START, FileRecord, locked, remove_unreferenced, seal, write_document, write_tensors
-from bitswitch._planes import pack_plane, planes_needed
+from bitswitch._planes import pack_plane
 from bitswitch.checkpoint.config import CONFIG_NAME, CheckpointConfig, StoredWeight, has_planes, parse_config
 from bitswitch.checkpoint.contents import check_base, check_finite, codes_key, input_keys, weight_scale_keys
 from bitswitch.checkpoint.plain_state import plain_state
@@ -106,7 +106,7 @@ def _highest(state: ModelState, layers: Mapping[str, SwitchableLayer]) -> Precis
     """Return the highest width whose planes every layer holds; the active precision if there is no common one."""
     switchable = [layer for name, layer in layers.items() if len(state.table[name].bits) > 1]
     for bits in state.bits:
-        if all(layer.num_planes >= planes_needed(layer.stored_bits, bits) for layer in switchable):
+        if all(layer.num_planes >= layer.planes_needed(bits) for layer in switchable):
             return Precision.of(bits)
     return state.precision
 
@@ -145,7 +145,7 @@ def _stored_weights(
         planes = layer.num_planes
         if resolved is not None:
             users = [entry.name for entry in state.table.select("quantized") if name in (entry.name, entry.alias_of)]
-            planes = max(planes_needed(layer.stored_bits, resolved[user]) for user in users)
+            planes = max(layer.planes_needed(resolved[user]) for user in users)
         if planes > layer.num_planes:
             raise MissingPlanesError(
                 f"layer {name!r} needs {planes} bit planes, but the model was opened from {layer.num_planes}; "

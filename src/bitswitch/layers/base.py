@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitswitch._planes import planes_needed
 from bitswitch.errors import PrepareError
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
-from bitswitch.rounding import second_round
 
 
 class SwitchableLayer(nn.Module):
@@ -56,6 +56,10 @@ class SwitchableLayer(nn.Module):
         """The stored width h, the largest of `widths`."""
         return self.weight_quantizer.stored_bits
 
+    def planes_needed(self, bits: int) -> int:
+        """Return how many leading bit planes `bits` bits need."""
+        return planes_needed(self.stored_bits, bits, self.weight_quantizer.midrise)
+
     @property
     def is_frozen(self) -> bool:
         """Whether the layer holds integer codes and no float weight."""
@@ -91,7 +95,7 @@ class SwitchableLayer(nn.Module):
             dtype: type of the result; the float32 weight is rounded to it.
         """
         if self.is_frozen:
-            codes = second_round(self.codes, self.stored_bits, self.bits)
+            codes = self.weight_quantizer.lower(self.codes, self.bits)
             return self.from_out_first(self.weight_quantizer.dequantize(codes, self.bits)).to(dtype)
         if self._bypass:
             return self.weight
@@ -108,7 +112,7 @@ class SwitchableLayer(nn.Module):
         """
         bits = self.bits if bits is None else bits
         if self.is_frozen:
-            return second_round(self.codes, self.stored_bits, bits).contiguous()
+            return self.weight_quantizer.lower(self.codes, bits).contiguous()
         return self.weight_quantizer.codes(self.out_first(self.weight), bits).contiguous()
 
     def quantized_input(self, x: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitswitch.layers.base import SwitchableLayer
-from bitswitch.rounding import second_round
 
 
 class SwitchableEmbedding(SwitchableLayer, nn.Embedding):
@@ -19,7 +18,7 @@ class SwitchableEmbedding(SwitchableLayer, nn.Embedding):
         """Apply the layer at the active width."""
         if self.is_frozen:
             # Indexing would take negative numbers for rows from the end.
-            rows = second_round(F.embedding(input, self.codes), self.stored_bits, self.bits)
+            rows = self.weight_quantizer.lower(F.embedding(input, self.codes), self.bits)
             return self.weight_quantizer.dequantize(rows, self.bits, rows=input).to(self.weight_dtype)
         rows = F.embedding(
             input,

@@ -132,11 +132,12 @@ class PlaneSource(Protocol):
 
 @dataclass(frozen=True)
 class QuantizerOptions:
-    """How the quantizers of a model learn; see `bitswitch.prepare`."""
+    """How the quantizers of a model learn and round; see `bitswitch.prepare`."""
 
     shared: bool = True
     scale_parametrization: str = "log"
     gradient_scale: bool = False
+    midrise: tuple[int, ...] = ()
 
 
 @dataclass

@@ -42,6 +42,7 @@ class LayerCost:
         seconds: measured time by width; None without a latency table.
         owner: name of the layer that stores the weight, which has the same width.
         shared: whether all widths have one scale, so that the weight is stored as bit planes.
+        midrise: widths whose levels are (c + ½) · s.
     """
 
     name: str
@@ -53,15 +54,17 @@ class LayerCost:
     seconds: Mapping[int, float] | None = None
     owner: str = ""
     shared: bool = True
+    midrise: tuple[int, ...] = ()
 
     def weight_bytes(self, bits: int) -> int:
         """Return the bytes of the bit planes that a width needs, as a checkpoint for that width alone stores them.
 
-        Below the stored width that is one plane more than the width has bits: the one that decides the rounding.
+        Below the stored width that is one plane more than the width has bits, unless it is mid-rise: the one that
+        decides the rounding.
         """
         if not self.shared:
             return 4 * self.num_weights
-        return planes_needed(self.bits[0], bits) * math.ceil(self.num_weights / 8)
+        return planes_needed(self.bits[0], bits, self.midrise) * math.ceil(self.num_weights / 8)
 
     def bitops(self, bits: int) -> int | None:
         """Return multiplications × weight width × input width; None if the multiplications are not known."""
@@ -182,8 +185,7 @@ def measure_costs(
         ConfigError: the latency table names an unknown layer, lacks a width or has a time that is no time; no layer
             ran on the example inputs.
     """
-    table = state_of(model).table
-    shared = state_of(model).options.shared
+    table, options = state_of(model).table, state_of(model).options
     network = unwrap(model)
     traced = None if example_inputs is None else _count_macs(network, table.available, example_inputs)
     times = _checked_times(latency_table, table.available)
@@ -197,7 +199,8 @@ def measure_costs(
             float_input=entry.input == "float",
             seconds=times.get(entry.name),
             owner=entry.alias_of or entry.name,
-            shared=shared,
+            shared=options.shared,
+            midrise=options.midrise,
         )
         for entry in table.select("quantized")
     }

@@ -67,7 +67,7 @@ def extract(model: nn.Module, precision: int | Mapping[str, int] | Precision) ->
         (width,),
         LayerTable(entries),
         Precision.of(width),
-        state.options,
+        replace(state.options, midrise=tuple(b for b in state.options.midrise if b in resolved.values())),
         calibrated=True,
         extracted_from=state.source or state.extracted_from,
     )
@@ -109,6 +109,7 @@ def _own_weight(layer: SwitchableLayer, bits: int) -> tuple[WeightQuantizer, Ten
         old.group_size,
         parametrization=old.scale.parametrization,
         gradient_scale=old.gradient_scale,
+        midrise=tuple({bits}.intersection(old.midrise)),
     )
     # A power of two: the product is exact, and so is what the codes stand for.
     new.scale.set_(old.scale.value() * 2.0 ** (old.stored_bits - bits))

@@ -46,12 +46,21 @@ def _is_readable(x: Tensor) -> bool:
 
 
 class WeightConfig(NamedTuple):
-    """What does not change between steps: both widths, the factor of the scale's gradient, and the output's type."""
+    """What does not change between steps.
+
+    Attributes:
+        stored_bits: the stored width h.
+        bits: the width l.
+        gain: factor of the scale's gradient.
+        dtype: type of the output.
+        midrise: whether the levels of l bits are (c + ½) · s_l.
+    """
 
     stored_bits: int
     bits: int
     gain: float
     dtype: torch.dtype
+    midrise: bool = False
 
 
 def _value_of(parameter: Tensor, origin: Tensor | None) -> Tensor:
@@ -100,6 +109,7 @@ def weight_forward(weight: Tensor, scale: Tensor, config: WeightConfig) -> tuple
         TYPES[config.dtype],
         config.stored_bits,
         config.bits,
+        config.midrise,
     )
     return weight, out
 
@@ -124,6 +134,7 @@ def weight_backward(
         TYPES[grad.dtype],
         config.stored_bits,
         config.bits,
+        config.midrise,
         config.gain,
         log,
     )

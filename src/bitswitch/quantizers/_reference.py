@@ -34,13 +34,20 @@ def _scale_gradient(grad: Tensor, codes: Tensor, inside: Tensor, position: Tenso
     return _contract(grad, codes, shape) - _contract(inside, position, shape)
 
 
-def weight_forward(weight: Tensor, scale: Tensor, stored_bits: int, bits: int) -> Tensor:
+def weight_forward(weight: Tensor, scale: Tensor, stored_bits: int, bits: int, midrise: tuple[int, ...] = ()) -> Tensor:
     """Return Ŵ of Eq. (3): the weight at `bits` bits, float32; the scale has the stored width and broadcasts to it."""
-    return dequantize(double_round(weight, scale, stored_bits, bits), scale, stored_bits, bits)
+    codes = double_round(weight, scale, stored_bits, bits, midrise)
+    return dequantize(codes, scale, stored_bits, bits, midrise)
 
 
 def weight_backward(
-    grad: Tensor, weight: Tensor, scale: Tensor, stored_bits: int, bits: int, gain: float
+    grad: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    stored_bits: int,
+    bits: int,
+    gain: float,
+    midrise: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of weight and scale, Eq. (13).
 
@@ -51,13 +58,19 @@ def weight_backward(
         stored_bits: the stored width h.
         bits: the width l.
         gain: factor of the scale's gradient.
+        midrise: widths whose levels are (c + ½) · s.
     """
     n, p = int_range(bits)
+    if bits in midrise:
+        # Codes are floors: the cell of the highest one ends at −n.
+        p = -n
     step = 2.0 ** (stored_bits - bits)
     grad = grad.float()
     position = weight.float() / (scale * step)
     inside = torch.ops.aten.hardtanh_backward(grad, position, n, p)
-    codes = double_round(weight, scale, stored_bits, bits)
+    codes = double_round(weight, scale, stored_bits, bits, midrise)
+    if bits in midrise:
+        codes = codes + 0.5
     # Ŵ = code · 2^Δ · s. Positions outside are multiplied by 0, which must not meet an infinite one.
     total = _scale_gradient(grad, codes, inside, position.clamp_(n, p), scale.shape)
     return inside.to(weight.dtype), total * (step * gain)
@@ -67,17 +80,19 @@ class ReferenceWeight(torch.autograd.Function):
     """Double Rounding of a weight, Eq. (1)–(3) and (13), with a scale that broadcasts to it."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, stored_bits: int, bits: int, gain: float) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, scale: Tensor, stored_bits: int, bits: int, gain: float, midrise: tuple[int, ...]
+    ) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        ctx.config = stored_bits, bits, gain
-        return weight_forward(weight, scale, stored_bits, bits)
+        ctx.config = stored_bits, bits, gain, midrise
+        return weight_forward(weight, scale, stored_bits, bits, midrise)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator hides the signature)
         ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
-        return *weight_backward(grads[0], *ctx.saved_tensors, *ctx.config), None, None, None
+    ) -> tuple[Tensor, Tensor, None, None, None, None]:
+        return *weight_backward(grads[0], *ctx.saved_tensors, *ctx.config), None, None, None, None
 
 
 def _steps(quotient: Tensor, zero_point: Tensor | None, top: int) -> Tensor:

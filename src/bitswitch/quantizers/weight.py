@@ -13,11 +13,32 @@ from bitswitch.errors import PrepareError
 from bitswitch.quantizers._fused import TYPES, FusedWeight, WeightConfig, usable
 from bitswitch.quantizers._reference import ReferenceWeight
 from bitswitch.quantizers.scales import Parametrization, PositiveScale
-from bitswitch.rounding import dequantize, double_round, int_range
+from bitswitch.rounding import dequantize, double_round, int_range, second_round
 
 Granularity = Literal["tensor", "channel", "group"]
 
 GRANULARITIES: tuple[Granularity, ...] = ("tensor", "channel", "group")
+
+# Of a mid-rise width of 8 bits, the odd numbers 2c + 1 that are multiplied with have 9.
+MOST_MIDRISE_BITS = 7
+
+
+def check_midrise(midrise: tuple[int, ...], bits: tuple[int, ...], *, shared: bool) -> None:
+    """Check which widths are to be mid-rise.
+
+    Args:
+        midrise: those widths.
+        bits: candidate widths, descending.
+        shared: whether all widths have one scale.
+
+    Raises:
+        PrepareError: one has more than 7 bits, or is the stored width of several.
+    """
+    for width in midrise:
+        if width > MOST_MIDRISE_BITS:
+            raise PrepareError(f"midrise: at most {MOST_MIDRISE_BITS} bits; got {width}")
+        if shared and len(bits) > 1 and width == max(bits):
+            raise PrepareError(f"midrise: {width} bits are stored, and lower widths are rounded from them")
 
 
 class WeightQuantizer(nn.Module):
@@ -36,9 +57,10 @@ class WeightQuantizer(nn.Module):
             own scale and rounds the float weights once, so the stored model stays float.
         parametrization: how scales are learned, see `PositiveScale`.
         gradient_scale: multiply scale gradients by LSQ's 1/√(N·p_b), N the number of weights that share the scale.
+        midrise: those of `bits` whose levels are (c + ½) · s_b; see `bitswitch.rounding`.
 
     Raises:
-        PrepareError: the group size is missing or does not divide K.
+        PrepareError: the group size is missing or does not divide K, or a width cannot be mid-rise.
     """
 
     def __init__(
@@ -51,9 +73,12 @@ class WeightQuantizer(nn.Module):
         shared: bool = True,
         parametrization: Parametrization = "log",
         gradient_scale: bool = False,
+        midrise: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        check_midrise(midrise, bits, shared=shared)
         self.bits = bits
+        self.midrise = midrise
         self.granularity: Granularity = granularity
         self.group_size = group_size
         self.shared = shared
@@ -112,10 +137,10 @@ class WeightQuantizer(nn.Module):
         stored_bits, gain = self.code_bits(bits), self._scale_gain(bits)
         if usable(weight, self.scale_for(bits).parameter) and dtype in TYPES:
             parameter, origin = self.scale_for(bits).learned() if rows is None else (self._scale(bits, rows), None)
-            config = WeightConfig(stored_bits, bits, gain, dtype)
+            config = WeightConfig(stored_bits, bits, gain, dtype, bits in self.midrise)
             return FusedWeight.apply(weight, parameter, origin, config)  # pyright: ignore[reportReturnType]
         aligned, scale = self._align(weight, self._scale(bits, rows))
-        quantized = ReferenceWeight.apply(aligned, scale, stored_bits, bits, gain)
+        quantized = ReferenceWeight.apply(aligned, scale, stored_bits, bits, gain, self.midrise)
         assert isinstance(quantized, Tensor)
         return quantized.reshape(weight.shape).to(dtype)
 
@@ -132,15 +157,20 @@ class WeightQuantizer(nn.Module):
     def codes(self, weight: Tensor, bits: int) -> Tensor:
         """Return the int8 codes of an out-first float weight at `bits` bits, those of the training forward exactly."""
         aligned, scale = self._align(weight, self._scale(bits))
-        codes = double_round(aligned, scale, self.code_bits(bits), bits)
+        codes = double_round(aligned, scale, self.code_bits(bits), bits, self.midrise)
         return codes.reshape(weight.shape).to(torch.int8)
+
+    def lower(self, codes: Tensor, bits: int) -> Tensor:
+        """Return the codes W̃_l of `bits` bits that the stored integers W̃_h give, Eq. (2); same shape and dtype."""
+        return second_round(codes, self.stored_bits, bits, self.midrise)
 
     @torch.no_grad()
     def dequantize(self, codes: Tensor, bits: int, rows: Tensor | None = None) -> Tensor:
         """Return the float32 weights that int8 codes of `bits` bits stand for, bit-identical to `forward`."""
         aligned, scale = self._align(codes, self._scale(bits, rows))
-        return dequantize(aligned, scale, self.code_bits(bits), bits).reshape(codes.shape)
+        return dequantize(aligned, scale, self.code_bits(bits), bits, self.midrise).reshape(codes.shape)
 
     def extra_repr(self) -> str:  # noqa: D102
         group = f", group_size={self.group_size}" if self.granularity == "group" else ""
-        return f"bits={self.bits}, granularity={self.granularity!r}{group}, shared={self.shared}"
+        midrise = f", midrise={self.midrise}" if self.midrise else ""
+        return f"bits={self.bits}, granularity={self.granularity!r}{group}, shared={self.shared}{midrise}"

@@ -222,6 +222,7 @@ class _Job:
             shared=config.shared,
             scale_parametrization=config.scale_parametrization,
             gradient_scale=config.gradient_scale,
+            midrise=config.midrise,
         )
 
     def _finish(self, network: nn.Module, float_network: nn.Module) -> Results:

@@ -24,6 +24,7 @@ def fold(
     """Return m and b of y = Σ_g float(acc_g)·m[n, g] + b[n], computed in float64.
 
     m = s_x·s_w·2^Δ·γ/√(σ² + ε) and b = (bias − μ)·γ/√(σ² + ε) + β; without a BatchNorm, m = s_x·s_w·2^Δ and b = bias.
+    Sums at a mid-rise width count half steps of the weight, so that 2^(Δ−1) stands for 2^Δ.
 
     Args:
         layer: a layer with a shared weight scale.
@@ -36,7 +37,8 @@ def fold(
         float32 m (out, groups) and float32 b (out,), or None for b = 0.
     """
     quantizer = layer.weight_quantizer
-    scale = quantizer.scale_for(bits).value().double() * 2.0 ** (quantizer.code_bits(bits) - bits)
+    shift = quantizer.code_bits(bits) - bits - (bits in quantizer.midrise)
+    scale = quantizer.scale_for(bits).value().double() * 2.0**shift
     if input_scale and layer.input_quantizer is not None:
         scale = scale * layer.input_quantizer.scale_for(bits).value().double()
     multiplier = scale.reshape(-1, 1).expand(layer.num_outputs, 1) if scale.dim() < 2 else scale

@@ -115,17 +115,17 @@ def affine(layer: IntegerLayer, sums: Any, row_scale: Tensor | None, operands: O
         row_scale: r of each image, or None for 1.
         operands: m and b.
     """
-    codes = operands.ops.get("codes")
-    if codes is None:
-        codes = operands.ops["codes"] = layer.stored.kept_codes(operands.bits)
-    codes = codes.double()
+    factors = operands.ops.get("factors")
+    if factors is None:
+        factors = operands.ops["factors"] = layer.stored.kept_factors(operands.bits)
+    factors = factors.double()
     out: Tensor | None = None
     for group in range(operands.multiplier.shape[1]):
-        weight = codes
+        weight = factors
         if operands.group_size:
-            weight = torch.zeros_like(codes)
+            weight = torch.zeros_like(factors)
             part = slice(group * operands.group_size, (group + 1) * operands.group_size)
-            weight.flatten(1)[:, part] = codes.flatten(1)[:, part]
+            weight.flatten(1)[:, part] = factors.flatten(1)[:, part]
         acc = sums(layer.from_out_first(weight)).float()
         shape = (1, -1, *[1] * (acc.dim() - 2))
         term = acc * operands.multiplier[:, group].view(shape)

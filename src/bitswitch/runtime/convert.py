@@ -67,7 +67,7 @@ def stored_weights(network: nn.Module, state: ModelState, derived: DerivedCache)
             layer = layer_of(network, entry.name)
             codes = layer.weight_codes(layer.stored_bits).cpu()
             weights[entry.name] = StoredWeight.from_codes(
-                entry.name, codes, layer.stored_bits, layer.num_planes, derived
+                entry.name, codes, layer.stored_bits, layer.num_planes, derived, layer.weight_quantizer.midrise
             )
     return with_aliases(weights, state)
 

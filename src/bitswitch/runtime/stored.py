@@ -44,12 +44,17 @@ class StoredWeight:
     The planes never change; further ones may be appended while others read. Rows begin at multiples of 8 bytes: where
     the row length K is not a multiple of 64, rows are repacked when the weight is opened.
 
+    Kernels multiply by *factors*, which are the codes W̃_l. At a mid-rise width, whose codes c stand for (c + ½) · s_l,
+    they are the odd integers 2c + 1 in half steps: l planes and one of ones after them, as codes of l + 1 bits that
+    need no rounding.
+
     Args:
         name: of the layer that stores the weight.
         shape: out-first shape, (N, …) with K = the product of the rest.
         stored_bits: the stored width h.
         planes: the leading planes, as `append` takes them.
         derived: cache of what is derived from the planes; by default nothing is kept.
+        midrise: widths whose levels are (c + ½) · s.
     """
 
     def __init__(
@@ -59,11 +64,13 @@ class StoredWeight:
         stored_bits: int,
         planes: Sequence[Tensor] = (),
         derived: DerivedCache | None = None,
+        midrise: tuple[int, ...] = (),
     ) -> None:
         self.name = name
         self.derived = DerivedCache(0) if derived is None else derived
         self.shape = tuple(shape)
         self.stored_bits = stored_bits
+        self.midrise = midrise
         self.num_rows = self.shape[0]
         self.num_columns = math.prod(self.shape[1:])
         self.row_bytes = -(-self.num_columns // _ROW_BITS) * (_ROW_BITS // 8)
@@ -79,6 +86,7 @@ class StoredWeight:
         stored_bits: int,
         num_planes: int | None = None,
         derived: DerivedCache | None = None,
+        midrise: tuple[int, ...] = (),
     ) -> StoredWeight:
         """Store int8 codes W̃_h, out-first.
 
@@ -88,8 +96,9 @@ class StoredWeight:
             stored_bits: the stored width h.
             num_planes: how many leading planes the codes are made of; all by default.
             derived: cache of what is derived from the planes.
+            midrise: widths whose levels are (c + ½) · s.
         """
-        stored = cls(name, codes.shape, stored_bits, derived=derived)
+        stored = cls(name, codes.shape, stored_bits, derived=derived, midrise=midrise)
         rows = codes.reshape(codes.shape[0], -1)
         padding = stored.row_bytes * 8 - stored.num_columns
         if padding:
@@ -111,7 +120,10 @@ class StoredWeight:
 
     def missing(self, bits: int) -> range:
         """Return the indices of the planes that a width needs and that are not here."""
-        return range(self.num_planes, planes_needed(self.stored_bits, bits))
+        return range(self.num_planes, self._needed(bits))
+
+    def _needed(self, bits: int) -> int:
+        return planes_needed(self.stored_bits, bits, self.midrise)
 
     def append(self, planes: Sequence[Tensor]) -> None:
         """Add the next planes: one-dimensional as in checkpoints, or (N, row_bytes) already."""
@@ -121,21 +133,34 @@ class StoredWeight:
         self._addresses = tuple(plane.data_ptr() for plane in self._planes)
 
     def planes(self, bits: int) -> tuple[Tensor, ...]:
-        """Return the planes that a width needs: uint8 (N, row_bytes) each."""
-        return self._planes[: planes_needed(self.stored_bits, bits)]
+        """Return the planes of the factors of a width: uint8 (N, row_bytes) each."""
+        own = self._planes[: self._needed(bits)]
+        return (*own, self._plane_of_ones()) if bits in self.midrise else own
 
     def plane_addresses(self, bits: int) -> list[int]:
         """Return the addresses of `planes`."""
-        return list(self._addresses[: planes_needed(self.stored_bits, bits)])
+        own = list(self._addresses[: self._needed(bits)])
+        return [*own, self._plane_of_ones().data_ptr()] if bits in self.midrise else own
+
+    def form(self, bits: int) -> dict[str, int]:
+        """Return what kernels are told of `planes`: the width that they store, and the width to round it to."""
+        if bits in self.midrise:
+            return {"stored_bits": bits + 1, "bits": bits + 1}
+        return {"stored_bits": self.stored_bits, "bits": bits}
+
+    def factors(self, bits: int) -> Tensor:
+        """Return what inputs are multiplied with at a width: int8, out-first, contiguous."""
+        factors = unpack_codes(self.planes(bits), **self.form(bits), columns=self.num_columns)
+        return factors.view(self.shape)
+
+    def kept_factors(self, bits: int) -> Tensor:
+        """Return `factors`, from the cache if they are there."""
+        return self.derived.get(("factors", self.name, bits), lambda: self.factors(bits), Tensor.numel)
 
     def codes(self, bits: int) -> Tensor:
         """Return the codes W̃_l of a width: int8, out-first, contiguous."""
-        codes = unpack_codes(self.planes(bits), stored_bits=self.stored_bits, bits=bits, columns=self.num_columns)
-        return codes.view(self.shape)
-
-    def kept_codes(self, bits: int) -> Tensor:
-        """Return `codes`, from the cache if they are there."""
-        return self.derived.get(("codes", self.name, bits), lambda: self.codes(bits), Tensor.numel)
+        factors = self.factors(bits)
+        return factors >> 1 if bits in self.midrise else factors
 
     def kept_tiles(self, bits: int) -> Tiles | None:
         """Return tiles for products with many rows; None if the cache has no room for those of all weights."""
@@ -144,7 +169,7 @@ class StoredWeight:
         return self.derived.get(("tiles", self.name, bits), lambda: self._tiles(bits), lambda tiles: tiles.num_bytes)
 
     def _tiles(self, bits: int) -> Tiles:
-        return pack_tiles(self.planes(bits), stored_bits=self.stored_bits, bits=bits, channels=self.num_columns)
+        return pack_tiles(self.planes(bits), **self.form(bits), channels=self.num_columns)
 
     def rows(self, index: Tensor, bits: int) -> Tensor:
         """Return the codes of some rows: int8 (R, K).
@@ -154,7 +179,18 @@ class StoredWeight:
             bits: the width l.
         """
         picked = [plane[index] for plane in self.planes(bits)]
-        return unpack_codes(picked, stored_bits=self.stored_bits, bits=bits, columns=self.num_columns)
+        factors = unpack_codes(picked, **self.form(bits), columns=self.num_columns)
+        return factors >> 1 if bits in self.midrise else factors
+
+    def _plane_of_ones(self) -> Tensor:
+        """Return a plane of set bits, unset behind the end of each row."""
+        known: Tensor | None = self.__dict__.get("_ones")
+        if known is not None:
+            return known
+        row = torch.arange(self.row_bytes * 8).view(-1, 8) < self.num_columns
+        packed = torch.from_numpy(np.packbits(row.numpy(), axis=1, bitorder="little")).reshape(1, -1)
+        # Of threads that come at the same time, the first one's stays: kernels may have its address.
+        return self.__dict__.setdefault("_ones", packed.repeat(self.num_rows, 1))
 
     def _by_rows(self, plane: Tensor) -> Tensor:
         if plane.dim() == 2 or self.num_columns % _ROW_BITS == 0:

@@ -257,10 +257,11 @@ class _Compiler:
         planes, group_size = weights.planes(bits), operands.group_size if operands.multiplier.shape[1] > 1 else 0
         tiles = weights.kept_tiles(bits) if rows > FEW_ROWS and not group_size else None
         stage.held.append((planes, operands.multiplier, bias, tiles))
+        form = weights.form(bits)
         stage.native.add_linear(
             [plane.data_ptr() for plane in planes],
-            weights.stored_bits,
-            bits,
+            form["stored_bits"],
+            form["bits"],
             geometry.out_features,
             geometry.in_features,
             weights.row_bytes,

@@ -138,7 +138,7 @@ def _packed(weights: StoredWeight, bits: int, groups: int) -> PackedConv:
 
     def build() -> PackedConv:
         shape = (out_channels, channels, height, width)
-        return pack_conv_planes(weights.planes(bits), shape, groups, stored_bits=weights.stored_bits, bits=bits)
+        return pack_conv_planes(weights.planes(bits), shape, groups, **weights.form(bits))
 
     return weights.derived.get(("packed", weights.name, bits, groups), build, _bytes_of)
 

@@ -132,7 +132,7 @@ class _Run:
             residual = summand(node, self.values[node.residual], shape).permute(0, 2, 3, 1)
         result = conv_reference.conv2d(
             x,
-            operands.weights.codes(operands.bits),
+            operands.weights.factors(operands.bits),
             window,
             self._epilogue(node, node.clamp or _UNBOUNDED),
             multiplier=operands.multiplier[:, 0],
@@ -159,7 +159,7 @@ class _Run:
 
 def _linear_sums(codes: Tensor, operands: LayerOperands) -> Tensor:
     """Return Σ_g float(Σ_k (x̃ − zp)·w̃)·m[n, g], groups added in order."""
-    weight = operands.weights.codes(operands.bits).flatten(1).double()
+    weight = operands.weights.factors(operands.bits).flatten(1).double()
     centred = codes.double() - operands.quantizer.zero_point
     size = operands.group_size or weight.shape[1]
     y = torch.zeros(codes.shape[0], weight.shape[0])

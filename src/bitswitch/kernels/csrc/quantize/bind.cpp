@@ -16,14 +16,16 @@ const float* floats(Address address) { return reinterpret_cast<const float*>(add
 float* out_floats(Address address) { return reinterpret_cast<float*>(address); }
 
 void weight_forward(Address weight, Address scale, Address result, int64_t rows, int64_t length, int type,
-                    int out_type, int stored_bits, int bits) {
-    quantize::weight_forward(in(weight), floats(scale), out(result), {rows, length, type, out_type}, stored_bits, bits);
+                    int out_type, int stored_bits, int bits, bool midrise) {
+    quantize::weight_forward(in(weight), floats(scale), out(result), {rows, length, type, out_type},
+                             {stored_bits, bits, midrise});
 }
 
 void weight_backward(Address weight, Address scale, Address grad, Address grad_weight, Address grad_scale, int64_t rows,
-                     int64_t length, int type, int out_type, int stored_bits, int bits, double gain, bool log) {
+                     int64_t length, int type, int out_type, int stored_bits, int bits, bool midrise, double gain,
+                     bool log) {
     quantize::weight_backward(in(weight), floats(scale), in(grad), out(grad_weight), out_floats(grad_scale),
-                              {rows, length, type, out_type}, stored_bits, bits, gain, log);
+                              {rows, length, type, out_type}, {stored_bits, bits, midrise}, gain, log);
 }
 
 void input_forward(Address x, Address scale, Address zero_point, Address result, int64_t count, int type, int out_type,

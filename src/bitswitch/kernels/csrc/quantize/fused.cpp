@@ -29,11 +29,14 @@ const Table& active_table() {
     return table ? *table : *table_scalar();
 }
 
-Grid weight_grid(float scale, int stored_bits, int bits) {
-    const float shift = static_cast<float>(int64_t{1} << (stored_bits - bits));
-    const float low = -static_cast<float>(1 << (bits - 1)), low_stored = -static_cast<float>(1 << (stored_bits - 1));
-    const Kind kind = stored_bits == bits ? stored_weight : lower_weight;
-    return {kind, scale, scale * shift, 0.0f, low_stored, -low_stored - 1.0f, 1.0f / shift, low, -low - 1.0f};
+Grid weight_grid(float scale, Widths w) {
+    const float shift = static_cast<float>(int64_t{1} << (w.stored_bits - w.bits));
+    const float low = -static_cast<float>(1 << (w.bits - 1)), low_stored = -static_cast<float>(1 << (w.stored_bits - 1));
+    const Kind kind = w.stored_bits == w.bits ? (w.midrise ? stored_midrise : stored_weight)
+                                              : (w.midrise ? lower_midrise : lower_weight);
+    // Mid-rise codes are floors: the cell of the highest one ends at -low.
+    const float inside_high = w.midrise ? -low : -low - 1.0f;
+    return {kind, scale, scale * shift, 0.0f, low_stored, -low_stored - 1.0f, 1.0f / shift, low, inside_high};
 }
 
 Grid input_grid(float scale, const float* zero_point, float top) {
@@ -88,16 +91,16 @@ std::vector<Sums> backward(const void* x, const void* grad, void* grad_x, const 
 
 }  // namespace
 
-void weight_forward(const void* weight, const float* scale, void* out, Rows r, int stored_bits, int bits) {
-    forward(weight, out, r, [=](int64_t row) { return weight_grid(scale[row], stored_bits, bits); });
+void weight_forward(const void* weight, const float* scale, void* out, Rows r, Widths w) {
+    forward(weight, out, r, [=](int64_t row) { return weight_grid(scale[row], w); });
 }
 
 void weight_backward(const void* weight, const float* scale, const void* grad, void* grad_weight, float* grad_scale,
-                     Rows r, int stored_bits, int bits, double gain, bool log) {
+                     Rows r, Widths w, double gain, bool log) {
     const std::vector<Sums> sums =
-        backward(weight, grad, grad_weight, r, [=](int64_t row) { return weight_grid(scale[row], stored_bits, bits); });
+        backward(weight, grad, grad_weight, r, [=](int64_t row) { return weight_grid(scale[row], w); });
     // Ŵ = code · 2^Δ · s: a code counts 2^Δ times.
-    gain *= static_cast<double>(int64_t{1} << (stored_bits - bits));
+    gain *= static_cast<double>(int64_t{1} << (w.stored_bits - w.bits));
     const int64_t units = units_of(r);
     for (int64_t row = 0; row < r.rows; ++row) {
         double total = 0;

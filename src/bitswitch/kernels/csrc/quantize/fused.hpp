@@ -12,11 +12,17 @@ struct Rows {
     int out_type;    // of the output, and of the output's gradient
 };
 
-// Weights, Eq. (1)-(3): Double Rounding from `stored_bits` to `bits`. `scale` has a float a row.
-void weight_forward(const void* weight, const float* scale, void* out, Rows, int stored_bits, int bits);
+// What weights are rounded to: `stored_bits` bits first, then `bits` bits, whose levels are (c + 1/2) · s if `midrise`.
+struct Widths {
+    int stored_bits, bits;
+    bool midrise;
+};
+
+// Weights, Eq. (1)-(3): Double Rounding. `scale` has a float a row.
+void weight_forward(const void* weight, const float* scale, void* out, Rows, Widths);
 // `grad_scale` gets Σ of Eq. (13) times `gain` a row, and times the scale itself if its logarithm is learned.
 void weight_backward(const void* weight, const float* scale, const void* grad, void* grad_weight, float* grad_scale,
-                     Rows, int stored_bits, int bits, double gain, bool log);
+                     Rows, Widths, double gain, bool log);
 
 // Inputs, Eq. (4)-(5), with one scale; `zero_point` is null for unsigned ones.
 void input_forward(const void* x, const float* scale, const float* zero_point, void* out, int64_t count, int type,

@@ -11,8 +11,18 @@ namespace bitswitch::quantize {
 //   signed_input    code = clamp(rne(x / s) + zp, 0, top)            and the multiple is code - zp
 //   stored_weight   code = clamp(rne(w / s), low, top)
 //   lower_weight    code = min(floor(clamp(rne(w / s), stored range) · 2^-shift + 0.5), top)
-// The last two count in steps of the width's own scale s · 2^shift.
-enum Kind { unsigned_input = 0, signed_input = 1, stored_weight = 2, lower_weight = 3 };
+//   stored_midrise  code = clamp(floor(w / s), low, top)             and the multiple is code + 0.5
+//   lower_midrise   code = floor(clamp(rne(w / s), stored range) · 2^-shift)       likewise
+// All but the inputs count in steps of the width's own scale s · 2^shift.
+enum Kind {
+    unsigned_input = 0,
+    signed_input = 1,
+    stored_weight = 2,
+    lower_weight = 3,
+    stored_midrise = 4,
+    lower_midrise = 5,
+};
+constexpr int kKinds = 6;
 
 struct Grid {
     Kind kind;
@@ -20,7 +30,7 @@ struct Grid {
     float step;         // what one code stands for: s, or s_h · 2^shift
     float zero_point;   // signed inputs only
     float low, high;    // range of the first rounding
-    float shrink;       // 2^-shift, lower weights only
+    float shrink;       // 2^-shift, lower widths only
     float inside_low;   // the gradient passes where the position lies strictly between these two
     float inside_high;
 };
@@ -40,8 +50,8 @@ using Backward = void (*)(const void* x, const void* grad, void* grad_x, int64_t
 
 // By kind, type of x, type of the output (and so of its gradient).
 struct Table {
-    Forward forward[4][2][2];
-    Backward backward[4][2][2];
+    Forward forward[kKinds][2][2];
+    Backward backward[kKinds][2][2];
 };
 
 const Table* table_scalar();
