@@ -44,6 +44,7 @@ def test_sensitivity_of_a_run_and_of_a_checkpoint(
     assert main(["sensitivity", str(run / "checkpoint"), *words, "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "hessian, 48 images, 2 probes of each batch" in out
+    assert "over the weights of the highest width, as there is no float network here" in out
     tables = [[line.split()[0] for line in part.splitlines() if line.split()[:1]] for part in out.split("per input")]
     assert all(set(LAYERS) < set(layers) for layers in tables)
     of_checkpoint, of_run = (Sensitivity.load(folder / "sensitivity.json") for folder in (tmp_path, run / "mixed"))

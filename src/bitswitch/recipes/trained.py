@@ -75,6 +75,11 @@ class Trained:
         """
         return read_info(checkpoint_folder(self.path))
 
+    @property
+    def has_float_weights(self) -> bool:
+        """Whether the float network that the training began with is there."""
+        return self.recipe is not None and (self.path / f"{FLOAT_STATE}.json").exists()
+
     def float_network(self) -> nn.Module:
         """Return a network to differentiate: the float network of a run; of a checkpoint, the highest width's weights.
 
@@ -82,7 +87,8 @@ class Trained:
             ConfigError: the checkpoint does not say which network it holds.
             CheckpointError: a file is damaged.
         """
-        if self.recipe is not None and (self.path / f"{FLOAT_STATE}.json").exists():
+        if self.has_float_weights:
+            assert self.recipe is not None
             network = architecture_of(self.recipe.model).build()
             load_model_state(network, read_state(self.path, FLOAT_STATE)[0])
             return network
