@@ -1,11 +1,13 @@
 """Time joint training of all widths against a training of each width alone, batch by batch.
 
-    python benchmarks/joint_cost.py [--recipe cifar10-resnet20] [--bits 8 6 4 2] [--repeat 7] [--json FILE]
+    python benchmarks/joint_cost.py [--recipe cifar10-resnet20] [--bits 8 6 4 2] [--distill none] [--repeat 7]
+        [--json FILE]
 
 All of them take their batches from loaders of their own, with augmentation, and train what the recipe says, each on the
 same images. Separate trainings of equal epochs cost the sum of their steps; a joint step trains every width on one
-batch, or, with turns, the lowest width and one other. The steps are interleaved; medians are printed. What surrounds
-the steps (start, evaluation, checkpoints) is not timed.
+batch, or, with turns, the lowest width and one other. With --distill float each of them has a float teacher, which
+joint training runs once for all widths of a batch. The steps are interleaved; medians are printed. What surrounds the
+steps (start, evaluation, checkpoints) is not timed.
 """
 
 from __future__ import annotations
@@ -52,17 +54,20 @@ def step_of(recipe: Recipe, data: RecipeData) -> Callable[[], None]:
     return lambda: phase.step(next(batches))
 
 
-def measure(recipe: Recipe, bits: Sequence[int], repeat: int) -> dict[str, Timing]:
+def measure(recipe: Recipe, bits: Sequence[int], repeat: int, distill: str = "none") -> dict[str, Timing]:
     """Return the time of a step of joint training, of the same with turns, and of each width alone.
 
     Args:
         recipe: data, network and batch size; its widths and turns are replaced.
         bits: the widths.
         repeat: rounds.
+        distill: the teacher of all of them.
     """
     data = RecipeData(recipe.data, recipe.run, torch.device("cpu"))
     # Long enough for the schedule not to end.
-    recipe = recipe.replace(joint={"epochs": max(recipe.joint.epochs, repeat + 1), "schedule": "constant"})
+    recipe = recipe.replace(
+        joint={"epochs": max(recipe.joint.epochs, repeat + 1), "schedule": "constant", "distill": distill}
+    )
     steps = {
         JOINT: step_of(recipe.replace(prepare={"bits": tuple(bits)}, joint={"turns": "all"}), data),
         ROTATE: step_of(recipe.replace(prepare={"bits": tuple(bits)}, joint={"turns": "rotate"}), data),
@@ -87,14 +92,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=RECIPES, default="cifar10-resnet20")
     parser.add_argument("--bits", type=int, nargs="+", default=(8, 6, 4, 2))
+    parser.add_argument("--distill", choices=("none", "float"), default="none")
     add_options(parser, repeat=7)
     options = parser.parse_args(arguments)
     keep_freed_memory()
     recipe = get_recipe(options.recipe)
     about = machine()
     print(about)
-    times = measure(recipe, options.bits, options.repeat)
-    print(f"\n{recipe.name}, batches of {recipe.joint.batch_size}")
+    times = measure(recipe, options.bits, options.repeat, options.distill)
+    print(f"\n{recipe.name}, batches of {recipe.joint.batch_size}, distillation: {options.distill}")
     print_table(["", "ms a batch", "/ separate"], rows_of(times))
     if options.json is not None:
         write_json(options.json, about, {"steps": {name: timing.to_json() for name, timing in times.items()}})

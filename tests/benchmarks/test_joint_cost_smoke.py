@@ -11,13 +11,17 @@ from benchmarks import joint_cost
 from bitswitch.bench.timing import Timing
 
 
-def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("distill", ["none", "float"])
+def test_comparison(distill: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "cost.json"
-    joint_cost.main(["--recipe=digits", "--bits", "8", "4", "2", "--repeat=1", f"--json={report}"])
+    words = ["--recipe=digits", "--bits", "8", "4", "2", "--repeat=1", f"--distill={distill}", f"--json={report}"]
+    joint_cost.main(words)
     steps = json.loads(report.read_text(encoding="utf-8"))["steps"]
     assert list(steps) == ["joint", "joint, rotating", "8 bits alone", "4 bits alone", "2 bits alone"]
     assert all(step["median_ms"] > 0 for step in steps.values())
-    assert "all widths, each alone" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "all widths, each alone" in out
+    assert f"distillation: {distill}" in out
 
 
 def test_ratios_are_of_the_sum_of_single_widths() -> None:
