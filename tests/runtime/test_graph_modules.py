@@ -287,3 +287,49 @@ def test_plans_are_made_without_a_trace() -> None:
         found.append([engine(given), given, torch.rand(1)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+class Flat(nn.Module):
+    """Views its input as it can be viewed when it is contiguous."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1)
+
+
+class OpaqueFlat(Flat):
+    """Cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.isfinite().all() else x
+
+
+class Viewing(nn.Module):
+    """A classifier that views the output of a convolution, as older code does."""
+
+    def __init__(self, flat: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.flat, self.fc = flat, nn.Linear(8 * 25, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv2(torch.relu(self.conv1(x)))
+        return self.fc(self.flat(torch.relu(x))), x
+
+
+@pytest.mark.parametrize("flat", [Flat(), OpaqueFlat()])
+@pytest.mark.parametrize("fuse", [True, False])
+def test_values_can_be_viewed_as_in_the_network_itself(flat: nn.Module, fuse: bool) -> None:
+    x = torch.randn(4, 3, 5, 5)
+    model = calibrated(Viewing(flat), x, bits=(8, 4))
+    engine = bs.deploy(model, fuse=fuse)
+    found = engine(x)
+    assert ("as a graph: 1 of 1" in engine.plan) == fuse
+    assert "ran module by module" not in engine.plan
+    with torch.no_grad():
+        expected = model(x)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert one.stride() == other.stride()
+    for kind in (torch.contiguous_format, torch.channels_last):
+        inner = torch.randn(4, 8, 5, 5).contiguous(memory_format=kind)
+        assert engine.network.get_submodule("conv2")(inner).is_contiguous(memory_format=kind)

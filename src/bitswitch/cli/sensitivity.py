@@ -85,7 +85,9 @@ def _estimate(options: SensitivityOptions) -> None:
         path = options.results / SENSITIVITY_NAME
         sensitivity.save(path)
         plot_sensitivity(sensitivity, options.results / PLOT_NAME)
-        of = "the float network" if trained.has_float_weights else "the highest width, as there is no float network here"
+        of = (
+            "the float network" if trained.has_float_weights else "the highest width, as there is no float network here"
+        )
         print(f"traces over the weights of {of}")
         _print(sensitivity, path, options)
 

@@ -13,6 +13,8 @@ from bitswitch import kernels
 from bitswitch.errors import ArgumentError
 from bitswitch.runtime.layers import IntegerLayer, Operands, encode, multiply_codes
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 class IntegerConv(IntegerLayer):
     """Convolutions in any number of dimensions, plain or grouped."""
@@ -102,8 +104,12 @@ def _encode_images(x: Tensor, operands: Operands) -> tuple[Tensor, Tensor | None
 
 
 def _like(out: Tensor, x: Tensor, batched: Tensor) -> Tensor:
+    """Return the output with the dimensions, the type and the memory format that PyTorch gives it for the input `x`."""
     out = out if batched is x else out.squeeze(0)
-    return out if out.dtype == x.dtype else out.to(x.dtype)
+    kind = _CHANNELS_LAST.get(x.dim(), torch.contiguous_format)
+    if x.is_contiguous() or not x.is_contiguous(memory_format=kind):
+        kind = torch.contiguous_format
+    return out.to(x.dtype).contiguous(memory_format=kind)
 
 
 def affine(layer: IntegerLayer, sums: Any, row_scale: Tensor | None, operands: Operands) -> Tensor:

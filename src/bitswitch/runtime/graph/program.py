@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bitswitch.runtime.graph.geometry import ShapeError
-from bitswitch.runtime.graph.values import as_float, fill
+from bitswitch.runtime.graph.values import as_float, fill, is_channels_last, planar
 
 # A view of the arena: shape, strides and offset in elements.
 View = tuple[tuple[int, ...], tuple[int, ...], int]
@@ -112,9 +112,12 @@ class Program:
             run.view(name, view)
         storage = arena.untyped_storage().data_ptr()
 
+        keeps_format = any(isinstance(value, Tensor) and is_channels_last(value) for value in inputs.values())
+
         def own(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.clone() if value.untyped_storage().data_ptr() == storage else value
+                given = value if keeps_format else planar(value)
+                return given.clone() if given.untyped_storage().data_ptr() == storage else given
             return pytree.tree_map_only(Tensor, own, value) if isinstance(value, (tuple, list, dict)) else value
 
         return fill(self.output, lambda node: own(run.values[node.name]))

@@ -136,13 +136,17 @@ def may_view(node: fx.Node, modules: Mapping[str, Any]) -> bool:
     return node.op in ("call_function", "call_method") and function_name(node) in _VIEWS
 
 
+def is_known(module: object) -> bool:
+    """Whether a module is one of PyTorch's or ours, so that it is known what it does with its inputs."""
+    return isinstance(module, (SwitchableLayer, PerWidthNorm)) or type(module).__module__.startswith("torch.nn.")
+
+
 def _is_fresh(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the result of a node certainly shares no memory with its arguments."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        known = isinstance(module, (SwitchableLayer, PerWidthNorm)) or type(module).__module__.startswith("torch.nn.")
         changes = getattr(module, "inplace", False) or module._forward_hooks
-        return known and not changes and not isinstance(module, _MAY_VIEW_MODULES)
+        return is_known(module) and not changes and not isinstance(module, _MAY_VIEW_MODULES)
     return is_from_torch(node) and function_name(node) in _FRESH and not node.kwargs.get("inplace")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from bitswitch.runtime import conv_reference
 from bitswitch.runtime.conv_reference import Epilogue, Window
@@ -15,7 +16,16 @@ from bitswitch.runtime.graph.geometry import ConvGeometry, Geometries, pool_wind
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode, Node, PoolNode, TorchNode
 from bitswitch.runtime.graph.operands import Bound, FloatOperands, LayerOperands
 from bitswitch.runtime.graph.plan import Plan
-from bitswitch.runtime.graph.values import as_float, as_nhwc, fill, operation, summand, view_nchw
+from bitswitch.runtime.graph.values import (
+    as_float,
+    as_nhwc,
+    fill,
+    is_channels_last,
+    operation,
+    planar,
+    summand,
+    view_nchw,
+)
 
 _UNBOUNDED = Epilogue().clamp
 
@@ -48,7 +58,9 @@ def execute_reference(
     run = _Run(plan, geometries, bound, model, dict(inputs), watch)
     for node in plan.nodes:
         run.execute(node)
-    return fill(plan.output, lambda node: run.values[node.name])
+    keeps_format = any(is_channels_last(value) for value in inputs.values())
+    output = fill(plan.output, lambda node: run.values[node.name])
+    return output if keeps_format else pytree.tree_map(planar, output)
 
 
 class _Run:

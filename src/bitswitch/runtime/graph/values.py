@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from bitswitch.runtime.graph.geometry import ShapeError
 from bitswitch.runtime.graph.nodes import ConvNode
 from bitswitch.runtime.graph.operands import Bound
+from bitswitch.runtime.graph.purity import is_known
 
 
 def attribute_of(model: nn.Module, target: str) -> Any:
@@ -48,12 +51,14 @@ def operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mappin
     args, kwargs, target = node.args, dict(node.kwargs), node.target
     function: Any = target
     if node.op == "call_module":
-        function = bound.modules[str(target)]
+        module = bound.modules[str(target)]
+        function = module if is_known(module) else partial(_call_planar, module)
     if node.op == "call_method":
         name = str(target)
 
         def call_method(values: Mapping[str, Any]) -> Any:
             first, *rest = fill(args, lambda item: values[item.name])
+            first = planar(first) if name in ("view", "view_as") else first
             return getattr(first, name)(*rest, **fill(kwargs, lambda item: values[item.name]))
 
         return call_method
@@ -66,6 +71,11 @@ def operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mappin
         return function(*given, **fill(kwargs, lambda item: values[item.name]))
 
     return call
+
+
+def _call_planar(module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a module that may view its inputs as the network's own values, which are contiguous, can be viewed."""
+    return module(*pytree.tree_map(planar, args), **pytree.tree_map(planar, kwargs))
 
 
 def as_nhwc(value: Any) -> Tensor:
@@ -90,6 +100,14 @@ def is_channels_last(tensor: Tensor) -> bool:
     if tensor.dim() != 4 or tensor.is_contiguous():
         return False
     return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def planar(value: Any) -> Any:
+    """Return a tensor that has its channels last in memory as a contiguous one, and anything else as it is.
+
+    Kernels write their results with channels last, where the network itself has contiguous tensors.
+    """
+    return value.contiguous() if isinstance(value, Tensor) and is_channels_last(value) else value
 
 
 def summand(node: ConvNode, value: Any, shape: tuple[int, ...]) -> Tensor:
