@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -138,6 +139,10 @@ def test_granularity_by_pattern() -> None:
         ({"granularity": "group"}, PrepareError, "layer 'conv1': granularity 'group' needs a group_size"),
         ({"granularity": "group", "group_size": 5}, PrepareError, "divides 36; got 5"),
         ({"scale_parametrization": "exp"}, PrepareError, "scale_parametrization"),
+        ({"activation_bits": {3: 4}}, PrepareError, "activation_bits: 3 is not among the widths (8, 6, 4, 2)"),
+        ({"activation_bits": {2: 9}}, PrecisionError, "between 2 and 8"),
+        ({"activation_bits": (8, 6, 4, 4)}, ArgumentError, "activation_bits must be a mapping such as {2: 4}"),
+        ({"activation_bits": {2: 4}, "activations": False}, PrepareError, "inputs stay float with activations=False"),
         ({"midrise": (3,)}, PrepareError, "midrise: (3,) are not among the widths (8, 6, 4, 2)"),
         ({"midrise": (2, 1)}, PrecisionError, "between 2 and 8"),
         ({"bits": (8,), "midrise": (8,)}, PrepareError, "midrise: at most 7 bits; got 8"),
@@ -149,6 +154,22 @@ def test_bad_requests(kwargs: dict[str, object], error: type[Exception], words: 
     with pytest.raises(error) as caught:
         bs.prepare(residual(), example_inputs=images(), **kwargs)  # pyright: ignore[reportArgumentType]
     assert words in str(caught.value)
+
+
+def test_inputs_can_have_another_width_than_weights() -> None:
+    x = images()
+    model = bs.prepare(residual(), bits=(8, 2), activation_bits={8: 6, 2: 4}, example_inputs=x)
+    bs.calibrate(model, [x])
+    layer: Any = model.get_submodule("conv1")
+    values = torch.linspace(-2, 30, 1000)
+    for bits, top in ((8, 63), (2, 15)):
+        scale = layer.input_quantizer.scale_for(bits).value()
+        expected = (values / scale).round().clamp(0, top)
+        assert torch.equal(layer.input_quantizer.codes(values, bits), expected)
+        assert torch.equal(layer.input_quantizer(values, bits), expected * scale)
+    assert "Inputs have 6 bits at 8-bit weights, 4 bits at 2-bit weights." in str(bs.summary(model))
+    same = bs.prepare(residual(), bits=(8, 2), activation_bits={8: 8}, example_inputs=x)
+    assert "Inputs have" not in str(bs.summary(same))
 
 
 def test_a_model_is_prepared_once() -> None:

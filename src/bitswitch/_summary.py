@@ -25,6 +25,7 @@ class Summary:
         shared: whether one set of integers serves all widths. If not, the weights stay float.
         execution: of an engine, how it runs the network.
         midrise: the widths whose levels are (c + ½) · s.
+        activation_bits: (width of weights, width of their inputs), where the two differ.
 
     >>> from bitswitch.layers.table import LayerEntry, LayerTable
     >>> entry = LayerEntry("conv", "Conv2d", "quantized", "", (8, 4, 3, 3), (8, 2), "tensor", None, "unsigned")
@@ -42,6 +43,7 @@ class Summary:
     shared: bool = True
     execution: str = ""
     midrise: tuple[int, ...] = ()
+    activation_bits: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_weights(self) -> int:
@@ -95,6 +97,9 @@ class Summary:
             lines.append(
                 f"Levels are odd multiples of half a step (mid-rise) at {', '.join(map(str, self.midrise))} bits."
             )
+        if self.activation_bits:
+            pairs = ", ".join(f"{own} bits at {width}-bit weights" for width, own in self.activation_bits)
+            lines.append(f"Inputs have {pairs}.")
         return [*lines, f"Runs {self.execution}"] if self.execution else lines
 
     def _sizes(self) -> Mapping[int, int]:
@@ -123,7 +128,8 @@ def summary(model: nn.Module) -> Summary:
     """
     state = state_of(model, engines=True)
     note = state.note() if isinstance(state, EngineState) else ""
-    return Summary(state.table, state.bits, state.options.shared, note, state.options.midrise)
+    options = state.options
+    return Summary(state.table, state.bits, options.shared, note, options.midrise, options.activation_bits)
 
 
 def format_bytes(size: int) -> str:

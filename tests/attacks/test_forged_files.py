@@ -116,6 +116,10 @@ attack("options-midrise-empty", "options: midrise: expected descending widths", 
 attack("options-midrise-number", "options: midrise: expected descending widths", put("options.midrise", 2))
 attack("options-midrise-order", "options: midrise: expected descending widths", put("options.midrise", [2, 4]))
 attack("options-midrise-stored", "midrise: at most 7 bits; got 8", put("options.midrise", [8]))
+attack("options-inputs-empty", "activation_bits: expected widths by width", put("options.activation_bits", {}))
+attack("options-inputs-name", "activation_bits: expected widths by width", put("options.activation_bits", {"02": 4}))
+attack("options-inputs-width", "between 2 and 8", put("options.activation_bits", {"2": 9}))
+attack("options-inputs-same", "expected another width than 2, found 2", put("options.activation_bits", {"2": 2}))
 attack("options-unshared", "planes: expected 0 to 0", put("options.shared", False))
 
 # config.json: the layer table

@@ -49,6 +49,8 @@ OPTIONS = [
     {"shared": False},
     {"bits": (4, 3, 2)},
     {"midrise": (4, 2)},
+    {"activation_bits": {4: 6, 2: 8}},
+    {"activation_bits": {2: 4}, "first_last": 8, "midrise": (2,)},
     {"bits": (2,), "midrise": (2,)},
     {"midrise": (6, 2), "shared": False},
     {"bits": (8,)},

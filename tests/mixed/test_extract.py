@@ -43,6 +43,7 @@ def file_bytes(folder: Path, stem: str) -> int:
         {"first_last": 8, "force": ()},
         {"activations": False},
         {"midrise": (3, 2)},
+        {"activation_bits": {3: 8, 2: 4}},
     ],
 )
 @pytest.mark.parametrize("frozen", [False, True])

@@ -46,6 +46,16 @@ def brute_force(model: nn.Module, costs: CostTable, **budgets: float) -> float:
     return best
 
 
+def test_costs_of_midrise_weights_and_wider_inputs() -> None:
+    plain, other = (
+        measure_costs(bs.prepare(residual(), bits=(8, 4, 2), example_inputs=images(1), **options), images(1)).of(2)
+        for options in ({}, {"midrise": (2,), "activation_bits": {2: 4}})
+    )
+    assert plain.weight_bytes - other.weight_bytes == 896 / 8
+    assert plain.bitops is not None
+    assert other.bitops == 2 * plain.bitops
+
+
 def test_costs_by_hand(model: nn.Module) -> None:
     costs = measure_costs(model, images(1))
     # conv1 is 4 → 8 channels, 3×3, on 4×4 outputs; conv2 8 → 8; project 4 → 8, 1×1.

@@ -62,6 +62,8 @@ def folder(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"granularity": {"plain": "group", "grouped": "group", "up": "group"}, "group_size": 6},
         {"scale_parametrization": "raw"},
         {"midrise": (2,)},
+        {"activation_bits": {8: 5, 2: 4}},
+        {"activation_bits": {4: 8, 2: 8}, "midrise": (2,)},
         {"midrise": (4, 2), "granularity": "channel", "first_last": 8},
     ],
     ids=str,

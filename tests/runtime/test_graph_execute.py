@@ -117,6 +117,7 @@ def test_random_networks_equal_their_reference(isa: str, data: st.DataObject) ->
         "first_last": data.draw(st.sampled_from(["float", 8])),
         "granularity": data.draw(st.sampled_from(["tensor", "channel"])),
         "midrise": data.draw(st.sampled_from([(), (2,), (4, 3, 2)])),
+        "activation_bits": data.draw(st.sampled_from([{}, {2: 4, 3: 8}, {8: 7}])),
     }
     graph = OnGraph(calibrated(network, torch.randn(8, 3, size, size), bits=BITS, **options))
     with pytest.MonkeyPatch.context() as patch:

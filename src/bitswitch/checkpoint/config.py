@@ -219,23 +219,46 @@ def _check_quantized(entry: LayerEntry, table: LayerTable, where: str) -> None:
         raise CheckpointError(f"{where}: alias_of: {entry.alias_of[:200]!r} has another shape or other bits")
 
 
+_OPTIONAL = ("midrise", "activation_bits")
+
+
 def _options_json(options: QuantizerOptions) -> dict[str, Any]:
     members = asdict(options)
-    midrise = members.pop("midrise")
-    return {**members, "midrise": list(midrise)} if midrise else members
+    midrise, inputs = (members.pop(name) for name in _OPTIONAL)
+    if midrise:
+        members["midrise"] = list(midrise)
+    if inputs:
+        members["activation_bits"] = {str(width): own for width, own in inputs}
+    return members
 
 
 def _parse_options(value: object, bits: tuple[int, ...]) -> QuantizerOptions:
-    names = {item.name for item in fields(QuantizerOptions)} - {"midrise"}
-    if not isinstance(value, dict) or set(value) - {"midrise"} != names:
-        raise CheckpointError(f"options: expected exactly {', '.join(sorted(names))}, and midrise if it is not empty")
+    names = {item.name for item in fields(QuantizerOptions)}.difference(_OPTIONAL)
+    if not isinstance(value, dict) or set(value).difference(_OPTIONAL) != names:
+        raise CheckpointError(
+            f"options: expected exactly {', '.join(sorted(names))}, and {' and '.join(_OPTIONAL)} where not empty"
+        )
     for name in ("shared", "gradient_scale"):
         if not isinstance(value[name], bool):
             raise CheckpointError(f"options: {name}: expected true or false, found {str(value[name])[:40]}")
     if value["scale_parametrization"] not in ("log", "raw"):
         raise CheckpointError("options: scale_parametrization: expected 'log' or 'raw'")
     midrise = _parse_midrise(value["midrise"], bits, shared=value["shared"]) if "midrise" in value else ()
-    return QuantizerOptions(**{**value, "midrise": midrise})
+    inputs = _parse_activation_bits(value["activation_bits"]) if "activation_bits" in value else ()
+    return QuantizerOptions(**{**value, "midrise": midrise, "activation_bits": inputs})
+
+
+def _parse_activation_bits(value: object) -> tuple[tuple[int, int], ...]:
+    widths = {str(width): width for width in range(8, 1, -1)}
+    if not isinstance(value, dict) or not value or not set(value) <= set(widths):
+        raise CheckpointError(f"options: activation_bits: expected widths by width, found {str(value)[:80]}")
+    for width, own in value.items():
+        if type(own) is not int or own == widths[width]:
+            raise CheckpointError(
+                f"options: activation_bits: expected another width than {width}, found {str(own)[:40]}"
+            )
+        validate_widths((own,))
+    return tuple((width, value[name]) for name, width in widths.items() if name in value)
 
 
 def _parse_midrise(value: object, bits: tuple[int, ...], *, shared: bool) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from bitswitch._planes import plane_bytes
 from bitswitch.checkpoint.config import CheckpointConfig
 from bitswitch.errors import CheckpointError
 from bitswitch.layers.table import LayerEntry
-from bitswitch.rounding import int_range
+from bitswitch.rounding import int_range, uint_range
 
 # A scale times the largest code times 2^Δ must stay finite in float32.
 MAX_SCALE = 2.0**100
@@ -81,6 +81,7 @@ def check_base(config: CheckpointConfig, tensors: Mapping[str, Tensor], where: s
     Raises:
         CheckpointError: naming the tensor.
     """
+    input_bits = dict(config.options.activation_bits)
     for entry in config.table.select("quantized"):
         for name in weight_scale_keys(config, entry).values():
             _check_scale(tensors, name, scale_shape(config, entry), where)
@@ -90,7 +91,7 @@ def check_base(config: CheckpointConfig, tensors: Mapping[str, Tensor], where: s
         for bits, (scale, zero_point) in input_keys(entry).items():
             _check_scale(tensors, scale, (), where)
             if zero_point is not None:
-                _check_zero_point(tensors, zero_point, (1 << bits) - 1, where)
+                _check_zero_point(tensors, zero_point, uint_range(input_bits.get(bits, bits))[1], where)
     for name, tensor in tensors.items():
         check_values(name, tensor, where)
 

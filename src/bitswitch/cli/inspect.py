@@ -45,8 +45,16 @@ def run(arguments: Sequence[str]) -> None:
     info = read_info(checkpoint_folder(options.checkpoint))
     print(_title(info))
     print()
-    config = info.config
-    print(Summary(config.table, config.bits, config.options.shared, midrise=config.options.midrise))
+    quantizers = info.config.options
+    print(
+        Summary(
+            info.config.table,
+            info.config.bits,
+            quantizers.shared,
+            midrise=quantizers.midrise,
+            activation_bits=quantizers.activation_bits,
+        )
+    )
     print()
     _print_widths(info)
     _print_files(info)
@@ -102,7 +110,7 @@ def _print_histograms(info: CheckpointInfo, layers: Sequence[str]) -> None:
         if not total:
             print(f"\n{title}: nothing to count, the codes of all widths are not kept in bit planes")
         for bits, values in total.items():
-            levels = ", where code c stands for c + ½ steps" if bits in config.options.midrise else ""
+            levels = ", where code c stands for c + ½ steps" if bits in info.config.options.midrise else ""
             print(f"\n{title} at {bits} bits{levels}")
             for line in _histogram(values, bits):
                 print(line)

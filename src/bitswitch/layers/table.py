@@ -138,6 +138,7 @@ class QuantizerOptions:
     scale_parametrization: str = "log"
     gradient_scale: bool = False
     midrise: tuple[int, ...] = ()
+    activation_bits: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass

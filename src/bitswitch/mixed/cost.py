@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class LayerCost:
         owner: name of the layer that stores the weight, which has the same width.
         shared: whether all widths have one scale, so that the weight is stored as bit planes.
         midrise: widths whose levels are (c + ½) · s.
+        activation_bits: {width: width of the input}, where the two differ.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LayerCost:
     owner: str = ""
     shared: bool = True
     midrise: tuple[int, ...] = ()
+    activation_bits: Mapping[int, int] = field(default_factory=dict)
 
     def weight_bytes(self, bits: int) -> int:
         """Return the bytes of the bit planes that a width needs, as a checkpoint for that width alone stores them.
@@ -70,7 +72,7 @@ class LayerCost:
         """Return multiplications × weight width × input width; None if the multiplications are not known."""
         if self.num_macs is None:
             return None
-        return self.num_macs * bits * (FLOAT_BITS if self.float_input else bits)
+        return self.num_macs * bits * (FLOAT_BITS if self.float_input else self.activation_bits.get(bits, bits))
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ def measure_costs(
             owner=entry.alias_of or entry.name,
             shared=options.shared,
             midrise=options.midrise,
+            activation_bits=dict(options.activation_bits),
         )
         for entry in table.select("quantized")
     }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bitswitch.errors import CalibrationError, PrecisionError, PrepareError
 from bitswitch.layers.base import SwitchableLayer, layer_of
 from bitswitch.layers.norm import PerWidthNorm
-from bitswitch.layers.table import LayerTable, ModelState, state_of, unwrap
+from bitswitch.layers.table import LayerTable, ModelState, QuantizerOptions, state_of, unwrap
 from bitswitch.precision import Precision
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
 from bitswitch.switching import at, norm_keys
@@ -67,7 +67,7 @@ def extract(model: nn.Module, precision: int | Mapping[str, int] | Precision) ->
         (width,),
         LayerTable(entries),
         Precision.of(width),
-        replace(state.options, midrise=tuple(b for b in state.options.midrise if b in resolved.values())),
+        _own_options(state.options, set(resolved.values())),
         calibrated=True,
         extracted_from=state.source or state.extracted_from,
     )
@@ -116,6 +116,15 @@ def _own_weight(layer: SwitchableLayer, bits: int) -> tuple[WeightQuantizer, Ten
     return new.to(codes.device), codes
 
 
+def _own_options(options: QuantizerOptions, widths: set[int]) -> QuantizerOptions:
+    """Return the options without what they say of other widths."""
+    return replace(
+        options,
+        midrise=tuple(width for width in options.midrise if width in widths),
+        activation_bits=tuple(pair for pair in options.activation_bits if pair[0] in widths),
+    )
+
+
 def _own_input(old: ActivationQuantizer, bits: int) -> ActivationQuantizer:
     scale, zero_point = old.scale_for(bits), old.zero_point_for(bits)
     new = ActivationQuantizer(
@@ -124,6 +133,7 @@ def _own_input(old: ActivationQuantizer, bits: int) -> ActivationQuantizer:
         parametrization=scale.parametrization,
         gradient_scale=old.gradient_scale,
         layer_name=old.layer_name,
+        code_bits=old.code_bits,
     ).to(scale.parameter.device)
     new.set_(bits, scale.value(), None if zero_point is None else zero_point.value())
     return new

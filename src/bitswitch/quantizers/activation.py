@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class ActivationQuantizer(nn.Module):
         parametrization: how scales are learned, see `PositiveScale`.
         gradient_scale: multiply scale gradients by LSQ's 1/√(N·p_b), N the number of elements of the input.
         layer_name: for error messages.
+        code_bits: {width: width of the codes b}, where that is another than the width of the weight.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ActivationQuantizer(nn.Module):
         parametrization: Parametrization = "log",
         gradient_scale: bool = False,
         layer_name: str = "",
+        code_bits: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.bits = bits
@@ -48,9 +51,14 @@ class ActivationQuantizer(nn.Module):
         self.gradient_scale = gradient_scale
         self.calibrated = False
         self.layer_name = layer_name
+        self.code_bits = {b: (code_bits or {}).get(b, b) for b in bits}
         self.scales = nn.ModuleDict({str(b): PositiveScale((), parametrization) for b in bits})
-        self.zero_points = nn.ModuleDict({str(b): ZeroPoint(uint_range(b)[1]) for b in bits} if signed else {})
+        self.zero_points = nn.ModuleDict({str(b): ZeroPoint(self.top(b)) for b in bits} if signed else {})
         self.register_load_state_dict_post_hook(_note_loaded)
+
+    def top(self, bits: int) -> int:
+        """Return the highest code where the weight has `bits` bits."""
+        return uint_range(self.code_bits[bits])[1]
 
     def scale_for(self, bits: int) -> PositiveScale:
         """Return the learned scale of one width."""
@@ -91,13 +99,17 @@ class ActivationQuantizer(nn.Module):
         return None if zero_point is None else zero_point.value()
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
-        """Return X̂ of Eq. (5) at `bits` bits: the shape and dtype of `x`, with gradients for x, scale and zero point.
+        """Return X̂ of Eq. (5): the shape and dtype of `x`, with gradients for x, scale and zero point.
+
+        Args:
+            x: the input.
+            bits: width of the weight.
 
         Raises:
             CalibrationError: the scales have not been set.
         """
         scale, zero_point = self._calibrated_scale(bits), self._zero_point_value(bits)
-        top = uint_range(bits)[1]
+        top = self.top(bits)
         gain = 1.0 / math.sqrt(max(1, x.numel()) * top) if self.gradient_scale else 1.0
         if usable(x, scale.parameter, zero_point):
             result = FusedInput.apply(x, *scale.learned(), zero_point, top, gain)
@@ -107,13 +119,18 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def codes(self, x: Tensor, bits: int) -> Tensor:
-        """Return the codes 0 … 2^b−1 of Eq. (4) as an integer-valued float32 tensor of the shape of `x`.
+        """Return the codes of Eq. (4) as an integer-valued float32 tensor of the shape of `x`.
+
+        Args:
+            x: the input.
+            bits: width of the weight.
 
         Raises:
             CalibrationError: the scales have not been set.
         """
         scale = self._calibrated_scale(bits).value()
-        return input_codes(x, scale, self._zero_point_value(bits), uint_range(bits)[1])
+        return input_codes(x, scale, self._zero_point_value(bits), self.top(bits))
 
     def extra_repr(self) -> str:  # noqa: D102
-        return f"bits={self.bits}, signed={self.signed}"
+        odd = {b: own for b, own in self.code_bits.items() if own != b}
+        return f"bits={self.bits}, signed={self.signed}" + (f", code_bits={odd}" if odd else "")

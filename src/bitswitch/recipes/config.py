@@ -108,6 +108,8 @@ class PrepareConfig:
     """Learn ln s, or s itself as in the paper."""
     gradient_scale: bool = False
     """Multiply scale gradients by LSQ's 1/√(N·p)."""
+    activation_bits: tuple[int, ...] = ()
+    """Widths of inputs, as many as bits and in their order; none for those of the weights."""
     midrise: tuple[int, ...] = ()
     """Widths at which weights have symmetric levels without zero, such as 2."""
     calibration_batches: int = 8

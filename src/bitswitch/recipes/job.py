@@ -18,10 +18,11 @@ from bitswitch._prepare import prepare
 from bitswitch.bench.machine import machine
 from bitswitch.checkpoint import load, read_info, save
 from bitswitch.data.order import derive_seed
+from bitswitch.errors import ConfigError
 from bitswitch.layers.table import state_of
 from bitswitch.mixed import Sensitivity
 from bitswitch.models import build_model
-from bitswitch.recipes.config import Recipe
+from bitswitch.recipes.config import PrepareConfig, Recipe
 from bitswitch.recipes.convert import from_json, to_json
 from bitswitch.recipes.loaders import RecipeData
 from bitswitch.recipes.phases import Evaluated, FloatPhase, JointPhase, autocast_type, float_accuracy
@@ -223,6 +224,7 @@ class _Job:
             scale_parametrization=config.scale_parametrization,
             gradient_scale=config.gradient_scale,
             midrise=config.midrise,
+            activation_bits=_activation_bits(config),
         )
 
     def _finish(self, network: nn.Module, float_network: nn.Module) -> Results:
@@ -238,6 +240,21 @@ class _Job:
         info = read_info(folder)
         reference = float_accuracy(float_network, self.held_out, self.device)
         return Results(reference, accuracy, info.bytes_at, info.float_bytes)
+
+
+def _activation_bits(config: PrepareConfig) -> dict[int, int]:
+    """Return the width of inputs by that of weights.
+
+    Raises:
+        ConfigError: there are not as many widths of inputs as of weights.
+    """
+    if not config.activation_bits:
+        return {}
+    if len(config.activation_bits) != len(config.bits):
+        raise ConfigError(
+            f"prepare.activation-bits: {len(config.activation_bits)} widths of inputs for {len(config.bits)} of weights"
+        )
+    return dict(zip(config.bits, config.activation_bits, strict=True))
 
 
 @contextmanager

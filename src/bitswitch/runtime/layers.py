@@ -113,7 +113,7 @@ class IntegerLayer(SwitchableLayer):
             bits,
             scale,
             zero_point,
-            uint_range(8 if quantizer is None else bits)[1],
+            uint_range(8)[1] if quantizer is None else quantizer.top(bits),
             multiplier,
             bias,
             self.weight_quantizer.group_size or 0,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
-from bitswitch.rounding import uint_range
 from bitswitch.runtime.affine import fold, input_numbers, normalisation
 from bitswitch.runtime.conv_kernels import PackedConv, pack_conv_planes
 from bitswitch.runtime.conv_reference import Quantizer
@@ -70,7 +69,7 @@ def input_quantizer(layer: SwitchableLayer, bits: int) -> Quantizer:
     """Return the quantizer of a layer's input at a width, as numbers."""
     quantizer = layer.input_quantizer
     assert quantizer is not None
-    return Quantizer(*input_numbers(quantizer, bits), uint_range(bits)[1])
+    return Quantizer(*input_numbers(quantizer, bits), quantizer.top(bits))
 
 
 class Binder:
