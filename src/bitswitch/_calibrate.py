@@ -158,6 +158,6 @@ def _set_input_scales(quantizer: ActivationQuantizer, recorder: _Recorder) -> No
     samples = recorder.drawn()
     for bits in quantizer.bits:
         scale, zero_point = best_input_scale(
-            samples, recorder.low, recorder.high, quantizer.code_bits[bits], signed=quantizer.signed
+            samples, recorder.low, recorder.high, quantizer.input_bits[bits], signed=quantizer.signed
         )
         quantizer.set_(bits, scale, zero_point)

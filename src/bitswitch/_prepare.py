@@ -271,7 +271,7 @@ def _input_quantizer(entry: LayerEntry, options: QuantizerOptions, module: nn.Mo
         parametrization=options.scale_parametrization,  # pyright: ignore[reportArgumentType]
         gradient_scale=options.gradient_scale,
         layer_name=entry.name,
-        code_bits=dict(options.activation_bits),
+        input_bits=dict(options.activation_bits),
     )
     weight = module._parameters["weight"]
     assert weight is not None

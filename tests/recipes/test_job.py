@@ -177,6 +177,29 @@ def test_start_from_a_run_without_its_float_weights(tiny: Recipe, finished: Fini
     assert run_recipe(recipe, tmp_path / "run").accuracy == finished[1].accuracy
 
 
+def test_checkpoints_of_other_codes_are_no_start(tiny: Recipe, finished: Finished, tmp_path: Path) -> None:
+    # Without a recipe beside it, so that only the checkpoint itself can tell.
+    folder = tmp_path / "earlier"
+    shutil.copytree(finished[0] / "checkpoint", folder, ignore=shutil.ignore_patterns("recipe.json"))
+    recipe = tiny.replace(start={"checkpoint": str(folder), "epochs": 0}, joint={"epochs": 0})
+    for prepare, message in (
+        ({"midrise": (2,)}, r"has midrise=\(\); this recipe says \(2,\)"),
+        ({"activation_bits": (8, 4, 4)}, r"has activation_bits=\(\); this recipe says \(\(2, 4\),\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_recipe(recipe.replace(prepare=prepare), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"activation-bits: 2 widths of inputs for 3 of weights"):
+        run_recipe(tiny.replace(prepare={"activation_bits": (8, 4)}), tmp_path / "run")
+
+
+def test_wider_inputs_and_midrise_weights_in_a_recipe(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.replace(prepare={"activation_bits": (8, 4, 4), "midrise": (2,)})
+    results = run_recipe(recipe, tmp_path / "run")
+    assert results == run_recipe(recipe, tmp_path / "run")
+    options = read_info(tmp_path / "run" / "checkpoint").config.options
+    assert (options.midrise, options.activation_bits) == ((2,), ((2, 4),))
+
+
 def test_no_float_training_takes_no_batches_of_its_own(tiny: Recipe, tmp_path: Path) -> None:
     recipe = tiny.replace(start={"epochs": 0, "batch_size": 4096}, joint={"epochs": 0})
     assert set(run_recipe(recipe, tmp_path / "run").accuracy) == {8, 4, 2}

@@ -133,7 +133,7 @@ def _own_input(old: ActivationQuantizer, bits: int) -> ActivationQuantizer:
         parametrization=scale.parametrization,
         gradient_scale=old.gradient_scale,
         layer_name=old.layer_name,
-        code_bits=old.code_bits,
+        input_bits=old.input_bits,
     ).to(scale.parameter.device)
     new.set_(bits, scale.value(), None if zero_point is None else zero_point.value())
     return new

@@ -32,7 +32,7 @@ class ActivationQuantizer(nn.Module):
         parametrization: how scales are learned, see `PositiveScale`.
         gradient_scale: multiply scale gradients by LSQ's 1/√(N·p_b), N the number of elements of the input.
         layer_name: for error messages.
-        code_bits: {width: width of the codes b}, where that is another than the width of the weight.
+        input_bits: {width: width of the codes b}, where that is another than the width of the weight.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ActivationQuantizer(nn.Module):
         parametrization: Parametrization = "log",
         gradient_scale: bool = False,
         layer_name: str = "",
-        code_bits: Mapping[int, int] | None = None,
+        input_bits: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.bits = bits
@@ -51,14 +51,14 @@ class ActivationQuantizer(nn.Module):
         self.gradient_scale = gradient_scale
         self.calibrated = False
         self.layer_name = layer_name
-        self.code_bits = {b: (code_bits or {}).get(b, b) for b in bits}
+        self.input_bits = {b: (input_bits or {}).get(b, b) for b in bits}
         self.scales = nn.ModuleDict({str(b): PositiveScale((), parametrization) for b in bits})
         self.zero_points = nn.ModuleDict({str(b): ZeroPoint(self.top(b)) for b in bits} if signed else {})
         self.register_load_state_dict_post_hook(_note_loaded)
 
     def top(self, bits: int) -> int:
         """Return the highest code where the weight has `bits` bits."""
-        return uint_range(self.code_bits[bits])[1]
+        return uint_range(self.input_bits[bits])[1]
 
     def scale_for(self, bits: int) -> PositiveScale:
         """Return the learned scale of one width."""
@@ -132,5 +132,5 @@ class ActivationQuantizer(nn.Module):
         return input_codes(x, scale, self._zero_point_value(bits), self.top(bits))
 
     def extra_repr(self) -> str:  # noqa: D102
-        odd = {b: own for b, own in self.code_bits.items() if own != b}
-        return f"bits={self.bits}, signed={self.signed}" + (f", code_bits={odd}" if odd else "")
+        odd = {b: own for b, own in self.input_bits.items() if own != b}
+        return f"bits={self.bits}, signed={self.signed}" + (f", input_bits={odd}" if odd else "")

@@ -12,7 +12,7 @@ from bitswitch._prepare import unfreeze
 from bitswitch.checkpoint import load
 from bitswitch.errors import CheckpointError, ConfigError
 from bitswitch.layers.norm import PerWidthNorm
-from bitswitch.layers.table import state_of
+from bitswitch.layers.table import QuantizerOptions, state_of
 from bitswitch.recipes.config import Recipe
 from bitswitch.recipes.stored import checkpoint_folder, recipe_of_run, stored_recipe
 from bitswitch.training.run import RESULTS_NAME, STATE_NAME, differences
@@ -45,7 +45,7 @@ def load_trained(network: nn.Module, float_network: nn.Module, recipe: Recipe) -
     path = Path(recipe.start.checkpoint)
     _check_preparation(path, recipe)
     try:
-        load_model_state(network, _for_pairs(_learned(path, float_network), network))
+        load_model_state(network, _for_pairs(_learned(path, float_network, state_of(network).options), network))
     except CheckpointError as error:
         raise ConfigError(f"start.checkpoint={str(path)!r} cannot be used: {error}") from None
     state_of(network).calibrated = True
@@ -64,13 +64,18 @@ def _check_preparation(path: Path, recipe: Recipe) -> None:
         raise ConfigError(f"the network of {path} has prepare.{name}={old!r}; this recipe says {new!r}")
 
 
-def _learned(path: Path, float_network: nn.Module) -> dict[str, Tensor]:
+def _learned(path: Path, float_network: nn.Module, options: QuantizerOptions) -> dict[str, Tensor]:
     """Return the state dict of the trainable network of a folder: float weights if it has them, else its integers."""
     if (path / f"{STATE_NAME}.json").exists():
         if not (path / RESULTS_NAME).exists():
             raise ConfigError(f"start.checkpoint: the run in {path} is not finished")
         return under_prefix("model", read_state(path, STATE_NAME)[0])
     network = load(checkpoint_folder(path), into=float_network)
+    # Of a checkpoint alone it is not known how it was prepared, and its scales would fit other codes.
+    for name in ("midrise", "activation_bits"):
+        old, new = getattr(state_of(network).options, name), getattr(options, name)
+        if old != new:
+            raise ConfigError(f"the network of {path} has {name}={old!r}; this recipe says {new!r}")
     unfreeze(network)
     return network.state_dict()
 
