@@ -11,7 +11,7 @@ from torch import nn
 from bitswitch._initial import initialize_weight_scale
 from bitswitch._plan import Request, Selector, build_table, check_granularity, selectors, weighted_nodes
 from bitswitch._trace import trace
-from bitswitch.errors import ArgumentError, PrepareError
+from bitswitch.errors import ArgumentError, BitswitchError, PrepareError
 from bitswitch.layers.adapters import adapt
 from bitswitch.layers.base import iter_layers, layer_of
 from bitswitch.layers.norm import is_batch_norm, make_per_width
@@ -70,10 +70,10 @@ def prepare(
         gradient_scale: multiply scale gradients by LSQ's 1/√(N·p).
         midrise: those of `bits` at which the levels of a weight are the odd multiples of half its step, … −½, ½, 3⁄2 …,
             instead of the multiples … −1, 0, 1 …: symmetric, without zero, and stored in one bit plane less. Widths of
-            at most 7 bits, and not the largest of several. Not in the paper.
+            at most 7 bits, and not the largest of several that share a scale. Not in the paper.
         activation_bits: {width of the weights: width of their inputs}, 2…8, for those of `bits` where the two differ:
-            {2: 4} for 4-bit inputs of 2-bit weights. The paper has equal widths. Files and engines are as small and as
-            fast with wider inputs.
+            {2: 4} for 4-bit inputs of 2-bit weights, also of layers that are pinned to one of them. The paper has equal
+            widths. Files do not hold inputs, and engines compute with 8-bit codes whatever their range is.
 
     Returns:
         The switchable copy, of the same class.
@@ -101,11 +101,11 @@ def prepare(
     if batch_norm not in ("per-width", "transitional"):
         raise PrepareError(f"batch_norm must be 'per-width' or 'transitional'; got {batch_norm!r}")
     widths = validate_widths(bits)
-    midrise = validate_widths(midrise) if midrise else ()
+    midrise = _midrise(midrise)
     if not set(midrise) <= set(widths):
         raise PrepareError(f"midrise: {midrise} are not among the widths {widths}")
     check_midrise(midrise, widths, shared=shared)
-    inputs = check_activation_bits(activation_bits or {}, widths, activations=activations)
+    inputs = check_activation_bits({} if activation_bits is None else activation_bits, widths, activations=activations)
     default_granularity, granularity_of = check_granularity(granularity)
     request = Request(
         bits=widths,
@@ -128,6 +128,12 @@ def prepare(
     return model
 
 
+def _midrise(given: Collection[int]) -> tuple[int, ...]:
+    if isinstance(given, (str, bytes)) or not isinstance(given, Collection):
+        raise ArgumentError(f"midrise must be a collection of widths such as (2,); got {given!r}")
+    return validate_widths(given) if given else ()
+
+
 def check_activation_bits(
     given: Mapping[int, int], bits: tuple[int, ...], *, activations: bool
 ) -> tuple[tuple[int, int], ...]:
@@ -145,7 +151,10 @@ def check_activation_bits(
     for width, own in given.items():
         if width not in bits:
             raise PrepareError(f"activation_bits: {width!r} is not among the widths {bits}")
-        validate_widths((own,))
+        try:
+            validate_widths((own,))
+        except BitswitchError as error:
+            raise type(error)(f"activation_bits: {error}") from None
     return tuple((width, given[width]) for width in bits if given.get(width, width) != width)
 
 

@@ -196,6 +196,8 @@ def test_wider_inputs_and_midrise_weights_in_a_recipe(tiny: Recipe, tmp_path: Pa
     recipe = tiny.replace(prepare={"activation_bits": (8, 4, 4), "midrise": (2,)})
     results = run_recipe(recipe, tmp_path / "run")
     assert results == run_recipe(recipe, tmp_path / "run")
+    again = recipe.replace(start={"checkpoint": str(tmp_path / "run"), "epochs": 0}, joint={"epochs": 0})
+    assert run_recipe(again, tmp_path / "again").accuracy == results.accuracy
     options = read_info(tmp_path / "run" / "checkpoint").config.options
     assert (options.midrise, options.activation_bits) == ((2,), ((2, 4),))
 

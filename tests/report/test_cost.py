@@ -104,6 +104,15 @@ def test_the_single_run_with_the_same_rates_is_preferred(tmp_path: Path) -> None
         assert found.missing == [2]
 
 
+def test_codes_are_compared_width_by_width(tmp_path: Path) -> None:
+    wider = {"activation_bits": (8, 4), "midrise": (2,)}
+    joint = run(tmp_path / "joint", [TIMED], prepare=wider)
+    eight, two = alone(tmp_path / "eight", 8, 1, 1), alone(tmp_path / "two", 2, 1, 1)
+    same = alone(tmp_path / "same", 2, 1, 1, prepare={"activation_bits": (4,), "midrise": (2,)})
+    (found,) = separate_trainings(compare([joint, eight, two, same]))
+    assert {bits: single.name for bits, single in found.singles.items()} == {8: "eight", 2: "same"}
+
+
 def test_seeds_are_not_mixed(tmp_path: Path) -> None:
     write_run(tmp_path / "joint", recipe(0), 0.9, {8: 0.9, 2: 0.8})
     write_run(tmp_path / "alone", recipe(1, prepare={"bits": (8,)}), 0.9, {8: 0.9})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from _training_networks import make_batches, make_model, snapshot
@@ -56,10 +58,20 @@ def test_a_state_from_before_there_were_turns_is_of_all_widths() -> None:
     trainer = JointTrainer(make_model(), "cross_entropy", total_steps=5)
     trainer.step(make_batches(1)[0])
     meta = trainer.state_meta()
-    settings = {name: value for name, value in meta["settings"].items() if name != "turns"}
+    later = ("turns", "midrise", "activation_bits")
+    settings = {name: value for name, value in meta["settings"].items() if name not in later}
     resumed = JointTrainer(make_model(), "cross_entropy", total_steps=5)
     resumed.load_state(trainer.state_tensors(), {**meta, "settings": settings})
     assert resumed.num_steps == 1
+
+
+@pytest.mark.parametrize("options", [{"midrise": (2,)}, {"activation_bits": {2: 4}}], ids=str)
+def test_states_for_other_codes_are_refused(options: dict[str, Any]) -> None:
+    trainer = JointTrainer(make_model(), "cross_entropy", total_steps=5)
+    trainer.step(make_batches(1)[0])
+    other = JointTrainer(make_model(**options), "cross_entropy", total_steps=5)
+    with pytest.raises(CheckpointError, match="the state is of a trainer with"):
+        other.load_state(trainer.state_tensors(), trainer.state_meta())
 
 
 def test_settings_that_are_no_mapping_are_refused() -> None:

@@ -24,7 +24,8 @@ def extract(model: nn.Module, precision: int | Mapping[str, int] | Precision) ->
 
     Each layer keeps the integers of its own width and no others, one scale of its input, and one BatchNorm. A
     checkpoint of the copy therefore has b bits for every weight of a b-bit layer, where one of the SuperNet at this
-    precision (`bitswitch.save(precision=…)`) has b + 1 below the stored width, and the BatchNorms of all widths.
+    precision (`bitswitch.save(precision=…)`) has b + 1 below the stored width, or b where that is mid-rise, and the
+    BatchNorms of all widths.
 
     Args:
         model: a prepared and calibrated model, trainable or loaded; it stays as it is.

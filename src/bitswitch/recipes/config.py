@@ -115,6 +115,11 @@ class PrepareConfig:
     calibration_batches: int = 8
     """Training batches that set the activation scales."""
 
+    def codes_of(self, width: int) -> tuple[bool, int]:
+        """Return whether weights of a width are mid-rise, and the width of their inputs."""
+        inputs = dict(zip(self.bits, self.activation_bits, strict=False))
+        return width in self.midrise, inputs.get(width, width)
+
 
 @dataclass(frozen=True)
 class JointConfig:

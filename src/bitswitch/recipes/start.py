@@ -56,8 +56,12 @@ def _check_preparation(path: Path, recipe: Recipe) -> None:
     if earlier is None:
         return
     before, now = asdict(earlier.prepare), asdict(recipe.prepare)
-    for values in (before, now):
+    for values, prepare in ((before, earlier.prepare), (now, recipe.prepare)):
         del values["calibration_batches"]
+        # Said in another way, these may be the same.
+        codes = {width: prepare.codes_of(width) for width in prepare.bits}
+        values["midrise"] = tuple(width for width, (midrise, _) in codes.items() if midrise)
+        values["activation_bits"] = tuple(inputs for _, inputs in codes.values())
     if before["batch_norm"] == "per-width":
         del before["batch_norm"], now["batch_norm"]
     for name, old, new in differences(before, now)[:1]:

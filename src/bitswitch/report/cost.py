@@ -13,6 +13,8 @@ from bitswitch.training.turns import widths_a_batch
 
 # With a single width these change what is learned, not what a step computes.
 _SAME_COST = (BITS, ALRS, "joint.alrs_scope", "joint.moments", "joint.turns")
+# What is said of each width, so that a run of one width says less.
+_BY_WIDTH = ("prepare.midrise", "prepare.activation_bits")
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,10 @@ def separate_trainings(comparison: Comparison) -> list[Separate]:
 
 def _equal_work(run: Run, joint: Run) -> bool:
     one, other = (deciding(each.recipe, each.processes) for each in (run, joint))
-    return run.seed == joint.seed and all(one.get(name) == other.get(name) for name in {*one, *other} - {*_SAME_COST})
+    (width,) = run.widths
+    same_codes = run.recipe.prepare.codes_of(width) == joint.recipe.prepare.codes_of(width)
+    names = {*one, *other} - {*_SAME_COST, *_BY_WIDTH}
+    return run.seed == joint.seed and same_codes and all(one.get(name) == other.get(name) for name in names)
 
 
 def _phase(run: Run, name: str, batch_size: int, widths: int) -> PhaseCost | None:

@@ -104,7 +104,7 @@ def _encode_images(x: Tensor, operands: Operands) -> tuple[Tensor, Tensor | None
 
 
 def _like(out: Tensor, x: Tensor, batched: Tensor) -> Tensor:
-    """Return the output with the dimensions, the type and the memory format that PyTorch gives it for the input `x`."""
+    """Return the output with the number of dimensions, the type and the memory format of the input `x`."""
     out = out if batched is x else out.squeeze(0)
     kind = _CHANNELS_LAST.get(x.dim(), torch.contiguous_format)
     if x.is_contiguous() or not x.is_contiguous(memory_format=kind):

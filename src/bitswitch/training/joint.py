@@ -145,7 +145,7 @@ class JointTrainer:
         # and the numbers are read once a step; on a CPU, where reading costs nothing, they are read after every width.
         self._deferred = losses.device_of(self.network).type != "cpu" and self._pair.can_skip
         choices = {"algorithm": algorithm, "alrs": alrs, "alrs_scope": alrs_scope, "moments": moments, "turns": turns}
-        self._settings = {**choices, "bits": list(self.bits), "optimizer": self._pair.name}
+        self._settings = {**choices, "bits": list(self.bits), "optimizer": self._pair.name, **_codes(self.network)}
 
     @property
     def learning_rate(self) -> float:
@@ -303,8 +303,9 @@ class JointTrainer:
         if type(meta["step"]) is not int or meta["step"] < 0 or not isinstance(meta["values"], Mapping):
             raise CheckpointError(f"the state of a trainer has a malformed step or values: step={meta['step']!r}")
         settings = meta["settings"]
-        # States from before widths took turns do not name them.
-        if not isinstance(settings, Mapping) or {"turns": "all", **settings} != self._settings:
+        # What older states do not name.
+        former = {"turns": "all", "midrise": [], "activation_bits": []}
+        if not isinstance(settings, Mapping) or {**former, **settings} != self._settings:
             raise CheckpointError(f"the state is of a trainer with {settings}; this one has {self._settings}")
         sampler = self.sampler if isinstance(self.sampler, StatefulSampler) else None
         if (sampler is None) != ("sampler" not in meta):
@@ -322,6 +323,12 @@ class JointTrainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken, see `load_state`."""
         self.load_state(state["tensors"], state["meta"])
+
+
+def _codes(network: nn.Module) -> dict[str, Any]:
+    """Return which codes the scales of a network are for, as JSON."""
+    options = state_of(network).options
+    return {"midrise": list(options.midrise), "activation_bits": [list(pair) for pair in options.activation_bits]}
 
 
 def _checked_bits(model: nn.Module, bits: Collection[int] | None) -> tuple[int, ...]:

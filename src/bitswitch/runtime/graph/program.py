@@ -116,8 +116,9 @@ class Program:
 
         def own(value: Any) -> Any:
             if isinstance(value, Tensor):
-                given = value if keeps_format else planar(value)
-                return given.clone() if given.untyped_storage().data_ptr() == storage else given
+                if value.untyped_storage().data_ptr() != storage:
+                    return value if keeps_format else planar(value)
+                return value.clone(memory_format=torch.preserve_format if keeps_format else torch.contiguous_format)
             return pytree.tree_map_only(Tensor, own, value) if isinstance(value, (tuple, list, dict)) else value
 
         return fill(self.output, lambda node: own(run.values[node.name]))

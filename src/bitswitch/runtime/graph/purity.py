@@ -25,8 +25,12 @@ def simplify(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
         modules: the network's modules by name.
 
     Raises:
-        UntraceableError: an operation in place has no pure form.
+        UntraceableError: an operation in place has no pure form, or the network asks where values are in memory.
     """
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method") and function_name(node) in _OF_MEMORY:
+            # Values of a graph are not where, and not in the order in which, those of the network are.
+            raise UntraceableError(f"{node.name} asks how a tensor is laid out in memory")
     for node in reversed(graph.nodes):
         if node.op == "call_function" and "assert" in getattr(node.target, "__name__", ""):
             graph.erase_node(node)
@@ -96,9 +100,10 @@ _FRESH = frozenset(
     zeros_like ones_like full_like new_zeros new_ones new_full
     """.split()  # noqa: SIM905
 )
+_OF_MEMORY = frozenset({"stride", "as_strided", "storage_offset", "is_contiguous", "data_ptr"})
 _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 _MAY_VIEW_MODULES = (*_VIEW_MODULES, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
-_NUMBERS = frozenset(["shape", "ndim", "dtype", "device", "size", "dim", "ndimension", "numel", "nelement", "stride"])
+_NUMBERS = frozenset(["shape", "ndim", "dtype", "device", "size", "dim", "ndimension", "numel", "nelement"])
 
 
 def function_name(node: fx.Node) -> str:
@@ -136,17 +141,13 @@ def may_view(node: fx.Node, modules: Mapping[str, Any]) -> bool:
     return node.op in ("call_function", "call_method") and function_name(node) in _VIEWS
 
 
-def is_known(module: object) -> bool:
-    """Whether a module is one of PyTorch's or ours, so that it is known what it does with its inputs."""
-    return isinstance(module, (SwitchableLayer, PerWidthNorm)) or type(module).__module__.startswith("torch.nn.")
-
-
 def _is_fresh(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the result of a node certainly shares no memory with its arguments."""
     if node.op == "call_module":
         module = modules[str(node.target)]
+        known = isinstance(module, (SwitchableLayer, PerWidthNorm)) or type(module).__module__.startswith("torch.nn.")
         changes = getattr(module, "inplace", False) or module._forward_hooks
-        return is_known(module) and not changes and not isinstance(module, _MAY_VIEW_MODULES)
+        return known and not changes and not isinstance(module, _MAY_VIEW_MODULES)
     return is_from_torch(node) and function_name(node) in _FRESH and not node.kwargs.get("inplace")
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from bitswitch.runtime.graph.geometry import ShapeError
 from bitswitch.runtime.graph.nodes import ConvNode
 from bitswitch.runtime.graph.operands import Bound
-from bitswitch.runtime.graph.purity import is_known
 
 
 def attribute_of(model: nn.Module, target: str) -> Any:
@@ -51,8 +48,7 @@ def operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mappin
     args, kwargs, target = node.args, dict(node.kwargs), node.target
     function: Any = target
     if node.op == "call_module":
-        module = bound.modules[str(target)]
-        function = module if is_known(module) else partial(_call_planar, module)
+        function = bound.modules[str(target)]
     if node.op == "call_method":
         name = str(target)
 
@@ -71,11 +67,6 @@ def operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mappin
         return function(*given, **fill(kwargs, lambda item: values[item.name]))
 
     return call
-
-
-def _call_planar(module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a module that may view its inputs as the network's own values, which are contiguous, can be viewed."""
-    return module(*pytree.tree_map(planar, args), **pytree.tree_map(planar, kwargs))
 
 
 def as_nhwc(value: Any) -> Tensor:
