@@ -159,7 +159,7 @@ class StoredWeight:
 
     def codes(self, bits: int) -> Tensor:
         """Return the codes W̃_l of a width: int8, out-first, contiguous."""
-        return self._unpacked(self._planes, bits).view(self.shape)
+        return self._unpacked(self._planes[: self._needed(bits)], bits).view(self.shape)
 
     def kept_tiles(self, bits: int) -> Tiles | None:
         """Return tiles for products with many rows; None if the cache has no room for those of all weights."""
@@ -180,11 +180,10 @@ class StoredWeight:
         return self._unpacked([plane[index] for plane in self._planes[: self._needed(bits)]], bits)
 
     def _unpacked(self, planes: Sequence[Tensor], bits: int) -> Tensor:
-        """Return the codes of a width from planes that are stored: int8 (rows, K)."""
+        """Return the codes of a width from the stored planes that it needs: int8 (rows, K)."""
         # Rounding down is leaving the other planes out.
         stored_bits = bits if bits in self.midrise else self.stored_bits
-        needed = planes[: self._needed(bits)]
-        return unpack_codes(needed, stored_bits=stored_bits, bits=bits, columns=self.num_columns)
+        return unpack_codes(planes, stored_bits=stored_bits, bits=bits, columns=self.num_columns)
 
     def _plane_of_ones(self) -> Tensor:
         """Return a plane of set bits, unset behind the end of each row."""
