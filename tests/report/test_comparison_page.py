@@ -16,7 +16,7 @@ import bitswitch as bs
 from bitswitch.report import comparison_plots, histograms
 from bitswitch.report.compare import Comparison, compare
 from bitswitch.report.comparison_plots import plot_comparison
-from bitswitch.report.histograms import plot_histograms, read_histogram
+from bitswitch.report.histograms import Histogram, plot_histograms, read_histogram
 from bitswitch.report.markdown import write_comparison
 from bitswitch.report.runs import read_runs
 from bitswitch.report.values import to_json
@@ -189,12 +189,13 @@ def test_a_single_run_is_a_comparison_too(tmp_path: Path) -> None:
     assert "| cifar10-resnet20 | 0 | 2 + 3 | 90.00 | 90.00 | 80.00 |" in text
 
 
-def test_histograms_are_shares_of_the_codes(tmp_path: Path, drawn: _Drawn) -> None:
+@pytest.mark.parametrize("midrise", [(), (2,)])
+def test_histograms_are_shares_of_the_codes(tmp_path: Path, drawn: _Drawn, midrise: tuple[int, ...]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
         x = torch.randn(8, 6)
-    model = bs.prepare(net, (4, 2), example_inputs=x)
+    model = bs.prepare(net, (4, 2), example_inputs=x, midrise=midrise)
     bs.calibrate(model, [x])
     bs.save(model, tmp_path / "checkpoint")
     found = read_histogram(tmp_path / "checkpoint")
@@ -202,8 +203,11 @@ def test_histograms_are_shares_of_the_codes(tmp_path: Path, drawn: _Drawn) -> No
     for bits in (4, 2):
         own = layer.weight_codes(bits).flatten().tolist()
         shares = [100 * own.count(code) / 36 for code in range(-(2 ** (bits - 1)), 2 ** (bits - 1))]
-        assert found[bits] == pytest.approx(shares)
-    assert plot_histograms([("one", found), ("none", {}), ("two", {2: found[2]})], Path("h.png"))
-    assert len([axes for axes in drawn.figures["h.png"].axes if axes.axison]) == 3
-    assert read_histogram(tmp_path / "nothing") == {}
-    assert not plot_histograms([("none", {})], tmp_path / "h.png")
+        assert found.shares[bits] == pytest.approx(shares)
+    none, two = Histogram({}), Histogram({2: found.shares[2]}, found.midrise)
+    assert plot_histograms([("one", found), ("none", none), ("two", two)], Path("h.png"))
+    panels = [axes for axes in drawn.figures["h.png"].axes if axes.axison]
+    of_two = "code (level: code + ½)" if midrise else "code"
+    assert [axes.get_xlabel() for axes in panels] == ["code", of_two, of_two]
+    assert read_histogram(tmp_path / "nothing") == none
+    assert not plot_histograms([("none", none)], tmp_path / "h.png")

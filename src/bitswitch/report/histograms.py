@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,45 +13,58 @@ from bitswitch.checkpoint.counts import count_codes, sum_counts
 from bitswitch.checkpoint.info import read_info
 from bitswitch.report.plots import COLORS, draw
 
-Histogram = Mapping[int, Sequence[float]]
 # Above this many bars they touch.
 _FEW = 16
 
 
-def read_histogram(checkpoint: Path) -> Histogram:
-    """Return the shares of the codes -2^(b-1), …, 2^(b-1) - 1 in per cent by width b, over all layers with bit planes.
+@dataclass(frozen=True)
+class Histogram:
+    """How often each code occurs.
 
-    The histogram is empty if there is no checkpoint, or none that can be opened at any width, or if no
+    Attributes:
+        shares: of the codes -2^(b-1), …, 2^(b-1) - 1 in per cent, by width b.
+        midrise: the widths at which code c stands for c + ½ steps.
+    """
+
+    shares: Mapping[int, Sequence[float]]
+    midrise: Collection[int] = ()
+
+
+def read_histogram(checkpoint: Path) -> Histogram:
+    """Return the histogram over all layers with bit planes.
+
+    It is empty if there is no checkpoint, or none that can be opened at any width, or if no
     layer has bit planes.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
     """
     if not checkpoint.is_dir():
-        return {}
+        return Histogram({})
     info = read_info(checkpoint)
     if not info.bits_available:
-        return {}
+        return Histogram({})
     total = sum_counts(list(count_codes(info).values()))
-    return {
+    shares = {
         bits: [100 * count / int(total[bits].sum()) for count in total[bits].tolist()]
         for bits in info.bits_available
         if bits in total
     }
+    return Histogram(shares, info.config.options.midrise)
 
 
 def plot_histograms(rows: Sequence[tuple[str, Histogram]], path: Path) -> bool:
     """Draw a row of small multiples for every histogram: a panel a width.
 
     Args:
-        rows: what each histogram is called ("" for no name), and its shares.
+        rows: what each histogram is called ("" for no name), and the histogram.
         path: of the PNG file.
 
     Returns:
         Whether there was anything to draw.
     """
-    rows = [(name, histogram) for name, histogram in rows if histogram]
-    widths = sorted({bits for _, histogram in rows for bits in histogram}, reverse=True)
+    rows = [(name, histogram) for name, histogram in rows if histogram.shares]
+    widths = sorted({bits for _, histogram in rows for bits in histogram.shares}, reverse=True)
     if not widths:
         return False
     size = (max(2.6 * len(widths), 5.2) + 0.3, 2.7 * len(rows))
@@ -64,21 +78,22 @@ def _draw(figure: Figure, rows: Sequence[tuple[str, Histogram]], widths: Sequenc
             part.suptitle(name, x=0.01, ha="left", fontsize=9.5, color="#333333")
         panels = part.subplots(1, len(widths), squeeze=False)[0]
         for axes, bits in zip(panels, widths, strict=True):
-            if bits in histogram:
-                _panel(axes, histogram[bits], bits)
+            if bits in histogram.shares:
+                _panel(axes, histogram, bits)
             else:
                 axes.axis("off")
-        shown = [axes for axes, bits in zip(panels, widths, strict=True) if bits in histogram]
+        shown = [axes for axes, bits in zip(panels, widths, strict=True) if bits in histogram.shares]
         shown[0].set_ylabel("weights, %")
     return True
 
 
-def _panel(axes: Axes, shares: Sequence[float], bits: int) -> None:
+def _panel(axes: Axes, histogram: Histogram, bits: int) -> None:
+    shares = histogram.shares[bits]
     first = -(2 ** (bits - 1))
     codes = range(first, first + len(shares))
     axes.bar(codes, shares, width=0.86 if len(shares) <= _FEW else 1.0, color=COLORS[bits], linewidth=0)
     axes.set_xlim(first - 0.7, -first - 0.3)
     axes.set_xticks(codes if len(shares) <= _FEW // 2 else [first, first // 2, 0, -first // 2, -first - 1])
-    axes.set_xlabel("code")
+    axes.set_xlabel("code (level: code + ½)" if bits in histogram.midrise else "code")
     axes.grid(axis="x", visible=False)
     axes.set_title(f"{bits} bits")
