@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +57,21 @@ def test_rows_are_words_and_what_is_behind_them_is_zero(columns: int) -> None:
         assert plane.shape == (6, stored.row_bytes)
         bits = np.unpackbits(plane.numpy(), axis=1, bitorder="little")
         assert not bits[:, columns:].any()
+
+
+def test_weights_of_a_shape_have_one_plane_of_ones_while_they_exist() -> None:
+    def midrise(shape: tuple[int, ...]) -> StoredWeight:
+        return StoredWeight.from_codes("w", random_codes(shape, 8), 8, midrise=(2,))
+
+    weights = [midrise((6, 4, 25)), midrise((6, 100)), midrise((6, 99)), midrise((12, 100))]
+    addresses = [weight.plane_addresses(2)[-1] for weight in weights]
+    assert addresses[0] == addresses[1]
+    assert len(set(addresses)) == 3
+    shared = weakref.ref(weights[0].planes(2)[-1])
+    assert shared() is not None
+    weights.clear()
+    gc.collect()
+    assert shared() is None
 
 
 def test_whole_words_are_not_copied() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ from bitswitch.runtime.tiles import MOST_PRODUCTS, Tiles, pack_tiles, unpack_cod
 _ROW_BITS = 64
 # Bits repacked at a time.
 _CHUNK = 1 << 22
+# Planes of ones by rows and columns, as long as a weight has them.
+_SHARED_ONES: WeakValueDictionary[tuple[int, int], Tensor] = WeakValueDictionary()
+_ONES_LOCK = threading.Lock()
 
 
 class PlaneReader(Protocol):
@@ -76,6 +81,7 @@ class StoredWeight:
         self.row_bytes = -(-self.num_columns // _ROW_BITS) * (_ROW_BITS // 8)
         self._planes: tuple[Tensor, ...] = ()
         self._addresses: tuple[int, ...] = ()
+        self._ones: Tensor | None = None
         self.append(planes)
 
     @classmethod
@@ -186,14 +192,15 @@ class StoredWeight:
         return unpack_codes(planes, stored_bits=stored_bits, bits=bits, columns=self.num_columns)
 
     def _plane_of_ones(self) -> Tensor:
-        """Return a plane of set bits, unset behind the end of each row."""
-        known: Tensor | None = self.__dict__.get("_ones")
-        if known is not None:
-            return known
-        row = torch.arange(self.row_bytes * 8).view(-1, 8) < self.num_columns
-        packed = torch.from_numpy(np.packbits(row.numpy(), axis=1, bitorder="little")).reshape(1, -1)
-        # Of threads that come at the same time, the first one's stays: kernels may have its address.
-        return self.__dict__.setdefault("_ones", packed.repeat(self.num_rows, 1))
+        """Return a plane of set bits, unset behind the end of each row; one for all weights of a shape."""
+        if self._ones is None:
+            with _ONES_LOCK:
+                key = (self.num_rows, self.num_columns)
+                plane = _SHARED_ONES.get(key)
+                if plane is None:
+                    plane = _SHARED_ONES[key] = _plane_of_ones(self.num_rows, self.num_columns, self.row_bytes)
+                self._ones = plane
+        return self._ones
 
     def _by_rows(self, plane: Tensor) -> Tensor:
         if plane.dim() == 2 or self.num_columns % _ROW_BITS == 0:
@@ -202,6 +209,12 @@ class StoredWeight:
 
     def __repr__(self) -> str:
         return f"StoredWeight({self.name!r}, {self.shape}, {self.num_planes} of {self.stored_bits} planes)"
+
+
+def _plane_of_ones(num_rows: int, num_columns: int, row_bytes: int) -> Tensor:
+    row = torch.arange(row_bytes * 8).view(-1, 8) < num_columns
+    packed = torch.from_numpy(np.packbits(row.numpy(), axis=1, bitorder="little")).reshape(1, -1)
+    return packed.repeat(num_rows, 1)
 
 
 def _repack(plane: Tensor, num_rows: int, num_columns: int, row_bytes: int) -> Tensor:
