@@ -244,6 +244,39 @@ class TestSubNets:
         checkpoint.save(part, tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
+    def test_planes_behind_a_missing_one_are_not_deleted(self, tmp_path: Path, trained: Make, net: Make) -> None:
+        checkpoint.save(trained(), tmp_path)
+        next(tmp_path.glob("plane-5*")).unlink()
+        before = sorted(path.name for path in tmp_path.iterdir())
+        part = checkpoint.load(tmp_path, into=net(), bits=4)
+        with pytest.raises(CheckpointError, match="would delete the others"):
+            checkpoint.save(part, tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+    def test_tied_layers_are_saved_after_a_move(self, tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
+        model = trained()
+        checkpoint.save(model, tmp_path / "own")
+        loaded = checkpoint.load(tmp_path / "own", into=net())
+        # As a move to another device does.
+        loaded._apply(lambda tensor: tensor.clone())
+        assert loaded.get_submodule("b").codes is not loaded.get_submodule("c").codes
+        checkpoint.save(loaded, tmp_path / "moved")
+        assert_same(model, checkpoint.load(tmp_path / "moved", into=net()), x)
+        loaded.get_submodule("c").codes[0] += 1  # pyright: ignore
+        with pytest.raises(CheckpointError, match="no longer shares its weight"):
+            checkpoint.save(loaded, tmp_path / "other")
+
+    def test_a_refused_model_leaves_no_files(self, tmp_path: Path, trained: Make) -> None:
+        model = trained()
+        checkpoint.save(model, tmp_path)
+        before = sorted(path.name for path in tmp_path.iterdir())
+        with torch.no_grad():
+            model.get_parameter("a.bias").add_(1)
+            model.get_parameter("a.weight").view(-1)[0] = torch.nan
+        with pytest.raises(CheckpointError, match="layer 'a' has NaN"):
+            checkpoint.save(model, tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+
 
 def test_half_precision_with_an_embedding(tmp_path: Path) -> None:
     def language_net() -> nn.Module:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import itertools
+import json
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +33,9 @@ from bitswitch.mixed import (
     to_csv,
     to_rows,
 )
+from bitswitch.mixed.cost import Cost, CostTable, LayerCost
 from bitswitch.mixed.objective import perturbation
+from bitswitch.mixed.search import SubNet
 from bitswitch.precision import Precision
 from tests.networks import images
 
@@ -100,6 +104,49 @@ def test_measurements_resume(space: SearchSpace, tmp_path) -> None:
         Measurements(again, path, "net")
 
 
+def test_measurements_of_many_layers_with_any_names_resume(tmp_path) -> None:
+    names = ["", "a,b", "a=b", "default", " x", *map(str, range(300))]
+    costs = CostTable({name: LayerCost(name, (4, 3, 2), 8, owner=name) for name in names})
+    space = SearchSpace(costs, {name: {4: 0.0, 3: 1.0, 2: 2.0} for name in names})
+    generator = random.Random(0)
+    subnets = [space.evaluate(Precision.of({n: generator.choice((4, 3, 2)) for n in names})) for _ in range(900)]
+    subnets.append(SubNet(Precision.of({"a,b": 3}, default=2), costs.of(2), 0.0))
+    path = tmp_path / "scores.json"
+    scores = Measurements(lambda part: [float(hash(p) % 1000) for p in part], path, at_once=1000)(subnets)
+
+    def never(_: Sequence[Precision]) -> list[float]:
+        raise AssertionError("everything is known")
+
+    assert Measurements(never, path)(subnets) == scores
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"layers": ["a"], "default": None, "scores": {"44": 1.0}},
+        {"layers": ["a"], "default": None, "scores": {"x": 1.0}},
+        {"layers": ["a"], "default": None, "scores": {"4": "1"}},
+        {"layers": [1], "default": None, "scores": {}},
+        {"layers": ["a"], "scores": {}},
+        7,
+    ],
+)
+def test_malformed_measurements(tmp_path, table: Any) -> None:
+    path = tmp_path / "scores.json"
+    Measurements(lambda part: [1.0] * len(part), path)([SubNet(Precision.of(4), Cost(4.0, 4.0, 1), 0.0)])
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "tables": [table]}))
+    with pytest.raises(ConfigError, match="malformed"):
+        Measurements(lambda part: [1.0] * len(part), path)
+
+
+def test_starts_outside_of_the_space_are_refused(space: SearchSpace) -> None:
+    limited = SearchSpace(space.costs, {name: {4: 0.0, 3: 1.0, 2: 2.0} for name in NAMES}, {"2": 4})
+    start = space.evaluate(Precision.of(dict.fromkeys(NAMES, 2)))
+    with pytest.raises(bs.errors.PrecisionError, match="layer '2' is limited to 4 bits; got 2"):
+        refine(limited, Measurements(Judge()), {"average_bits": 3.0}, starts=[start])
+
+
 def test_random_subnets_use_the_budget_up(space: SearchSpace) -> None:
     found = random_subnets(space, {"average_bits": 2.6}, 30)
     assert len({s.precision for s in found}) == 30
@@ -136,8 +183,25 @@ def test_pareto_frontier(space: SearchSpace) -> None:
 
 
 def test_bad_scores(space: SearchSpace) -> None:
-    with pytest.raises(ConfigError, match="a number for each of 1"):
+    with pytest.raises(ConfigError, match="a finite number for each of 1"):
         Measurements(lambda _: [float("nan")])(space.solve({"average_bits": 3}))
+    with pytest.raises(ConfigError, match="a finite number for each of 1"):
+        Measurements(lambda _: [float("inf")])(space.solve({"average_bits": 3}))
+
+
+def test_layers_that_share_a_weight_count_once_in_what_is_fitted() -> None:
+    owners = {"a": "a", "b": "a", "c": "c", "d": "d"}
+    costs = CostTable({n: LayerCost(n, (4, 3, 2), 10 * (n == owner), owner=owner) for n, owner in owners.items()})
+    worth = {"a": {4: 2.0, 3: 1.0, 2: 0.0}, "c": {4: 2.9, 3: 1.4, 2: 0.0}, "d": {4: 1.1, 3: 0.7, 2: 0.0}}
+    space = SearchSpace(costs, worth)
+    choices = [dict(zip("acd", bits, strict=True)) for bits in itertools.product((4, 3, 2), repeat=3)]
+    rows = [
+        Measured(space.evaluate(Precision.of({**c, "b": c["a"]})), sum(worth[n][b] for n, b in c.items()))
+        for c in choices
+    ]
+    table = fitted(space, rows)
+    assert set(table) == {"a", "c", "d"}
+    assert rank_correlations(rows, {"fitted": table})["fitted"].rho == pytest.approx(1)
 
 
 def test_exploration(space: SearchSpace, tmp_path) -> None:

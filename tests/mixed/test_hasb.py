@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter, OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +107,24 @@ def test_draws_depend_on_seed_step_and_width_alone() -> None:
     for step in range(50):
         widths = dict(sampler.sample(step=step, total_steps=50, bits=8, layers=many).layers)
         assert widths["alias"] == widths["owner"]
+
+
+@pytest.mark.parametrize("kind", ["mean", "log-median", "smooth"])
+def test_no_trace_of_equal_ones_is_below_their_threshold(kind: Any) -> None:
+    generator = random.Random(0)
+    for trace in [0.1, 0.2, 0.3, 0.0, 1e-300, 1e300, *(generator.lognormvariate(0, 9) for _ in range(300))]:
+        for count in (1, 2, 3, 7):
+            assert threshold_of([trace] * count, kind) == trace
+
+
+def test_the_median_is_a_sensitive_layer() -> None:
+    generator = random.Random(0)
+    for _ in range(300):
+        traces = [generator.lognormvariate(0, 9) for _ in range(7)]
+        threshold = threshold_of(traces, "log-median")
+        assert sum(trace >= threshold for trace in traces) == 4
+        low, *_, high = sorted(traces[:2])
+        assert threshold_of([low, high], "log-median") == pytest.approx(math.sqrt(low * high))
 
 
 def test_trains_a_supernet() -> None:

@@ -152,6 +152,83 @@ def test_inputs(small: nn.Module, batches: list[Any]) -> None:
     assert batches[0][0].grad is None
 
 
+class Shortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, inner: Tensor | None = None) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.head(h + torch.tanh(self.inner(h if inner is None else inner)))
+
+
+@pytest.mark.parametrize("method", ["hessian", "gauss-newton"])
+def test_the_trace_of_an_input_is_that_through_its_layer_alone(method: Any) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Shortcut().double()
+        x, y = torch.randn(6, 3, dtype=torch.float64), torch.randint(3, (6,))
+    hidden = torch.tanh(network.first(x)).detach()
+    exact = 0.0
+    for row, inner, label in zip(x, hidden, y, strict=True):
+
+        def logits(h: Tensor, row: Tensor = row) -> Tensor:
+            return network(row[None], h[None])[0]
+
+        def loss(h: Tensor, label: Tensor = label) -> Tensor:
+            return F.cross_entropy(logits(h), label)
+
+        if method == "hessian":
+            matrix: Any = torch.autograd.functional.hessian(loss, inner)
+            exact += float(matrix.trace()) / len(x)
+        else:
+            jacobian: Any = torch.autograd.functional.jacobian(logits, inner)
+            p = logits(inner).softmax(0)
+            exact += float(torch.einsum("ck,cd,dk->", jacobian, p.diag() - p.outer(p), jacobian).detach()) / len(x)
+    found = hessian_trace(network, loss_fn, [(x, y)], method=method, inputs=True, min_probes=600, max_probes=600)
+    assert abs(found.inputs["inner"].value - exact) <= 3 * found.inputs["inner"].error < 2 * exact
+
+
+class Experts(nn.Module):
+    """Every row goes through the expert that its route names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+        self.experts = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+        with torch.no_grad():
+            self.experts[0].get_parameter("weight").mul_(10)
+
+    def forward(self, x: Tensor, routes: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        y = torch.zeros_like(h)
+        for index, expert in enumerate(self.experts):
+            rows = (routes == index).nonzero()[:, 0]
+            if len(rows):
+                y = y.index_put((rows,), expert(h[rows]))
+        return self.head(torch.tanh(y))
+
+
+def test_layers_that_do_not_run_on_every_batch_keep_their_traces() -> None:
+    def loss(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        logits = model(batch[0], batch[1])
+        return F.cross_entropy(logits, batch[2]), logits
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Experts()
+        x, y, routes = torch.randn(8, 3), torch.randint(3, (8,)), torch.tensor([0, 0, 1, 1, 1, 1, 2, 2])
+    options: Any = {"inputs": True, "min_probes": 300, "max_probes": 300}
+    whole = hessian_trace(network, loss, [(x, routes, y)], **options).inputs
+    parts = hessian_trace(network, loss, [(x[:4], routes[:4], y[:4]), (x[4:], routes[4:], y[4:])], **options).inputs
+    assert list(parts) == list(whole) == ["first", "head", "experts.0", "experts.1", "experts.2"]
+    for name, trace in parts.items():
+        assert abs(trace.value - whole[name].value) <= 3 * (trace.error**2 + whole[name].error ** 2) ** 0.5, name
+        assert trace.size == whole[name].size, name
+    # Of an example of four elements, two rows of eight, four of eight, two of eight.
+    assert [parts[f"experts.{i}"].size for i in range(3)] == [1, 2, 1]
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()

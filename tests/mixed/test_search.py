@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from bitswitch.mixed import (
     measure_costs,
     search,
 )
+from bitswitch.mixed.cost import LayerCost
 from bitswitch.mixed.objective import perturbation, weighted_bits
 from bitswitch.mixed.sensitivity import fingerprint
 from tests.networks import images, residual
@@ -181,6 +184,55 @@ def test_latency_table(model: nn.Module) -> None:
     assert sum(row[8] for row in table.values()) == pytest.approx(30.0)
 
 
+def _space(costs: dict[str, LayerCost], layer_bits: Any = None) -> SearchSpace:
+    objective = {n: dict(zip(c.bits, range(9), strict=False)) for n, c in costs.items() if c.owner in ("", n)}
+    return SearchSpace(CostTable(costs), objective, layer_bits)
+
+
+@pytest.mark.parametrize("name", ["average_bits", "weighted_bits"])
+def test_the_smallest_budget_that_is_named_is_feasible(name: str) -> None:
+    space = _space({n: LayerCost(n, (4, 3, 2), 8, owner=n) for n in "abc"}, {"a": 3})
+    with pytest.raises(InfeasibleError, match="is 2.33334 bits, not 2.33333") as caught:
+        space.solve({name: 2.33333})
+    smallest = float(re.findall(r"is ([\d.]+) bits", str(caught.value))[0])
+    assert space.solve({name: smallest})
+
+
+def test_large_integer_budgets_are_kept_to_the_last_unit() -> None:
+    layers = {
+        n: LayerCost(n, (8, 4), 4 * 10**9 + 8 * i, num_macs=3 * 10**12 + i, num_inputs=1, owner=n)
+        for i, n in enumerate("ab")
+    }
+    space = _space(layers)
+    for name in ("bitops", "weight_bytes"):
+        full = getattr(space.costs.of(8), name)
+        assert getattr(space.solve({name: full})[0].cost, name) == full
+        (found,) = space.solve({name: full - 1})
+        assert getattr(found.cost, name) < full
+        assert not space.within(space.costs.of(8), {name: full - 1})
+        least = getattr(space.costs.of(4), name)
+        with pytest.raises(InfeasibleError, match=f"is {least}[ ,].*not {least - 1}"):
+            space.solve({name: least - 1})
+
+
+def test_planes_of_a_shared_weight_are_those_that_any_of_its_layers_needs() -> None:
+    layers = {"a": LayerCost("a", (8, 4, 2), 64, owner="a"), "b": LayerCost("b", (8, 4, 2), 0, owner="a")}
+    costs = CostTable(layers)
+    assert [costs.of({"a": a, "b": b}).weight_bytes for a, b in ((2, 8), (8, 2), (2, 2))] == [64, 64, 24]
+    layers = {"b": layers["b"], "a": layers["a"]}
+    assert CostTable(layers).of({"a": 2, "b": 4}).weight_bytes == 40
+
+
+def test_objectives_must_be_complete_and_finite() -> None:
+    costs = {n: LayerCost(n, (4, 2), 8, owner=n) for n in "ab"}
+    good = {"a": {4: 0.0, 2: 1.0}, "b": {4: np.float32(0), 2: 1}}
+    space = SearchSpace(CostTable(costs), good, {"a": np.int64(4)})
+    assert dict(space.solve({"average_bits": 4})[0].precision.layers) == {"a": 4, "b": 4}
+    for bad in ({}, {4: 0.0}, {4: 0.0, 2: math.nan}, {4: math.inf, 2: 0.0}):
+        with pytest.raises(ConfigError, match="no finite value for layer 'b' at"):
+            space.minimising({"a": good["a"], "b": bad})
+
+
 def test_infeasible_budgets_are_explained(model: nn.Module) -> None:
     with pytest.raises(InfeasibleError, match="smallest feasible average width is 2 bits, not 1.5"):
         search(model, TRACES, average_bits=1.5)
@@ -192,7 +244,7 @@ def test_infeasible_budgets_are_explained(model: nn.Module) -> None:
     with pytest.raises(InfeasibleError, match="while the others hold") as caught:
         search(model, TRACES, average_bits=2, latency=5, latency_table=seconds)
     assert "latency is 12 s" in str(caught.value)
-    assert "average width is 5.33333 bits" in str(caught.value)
+    assert "average width is 5.33334 bits" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -120,17 +120,27 @@ def _draft(
 
 
 def _storing_layers(network: nn.Module, state: ModelState) -> dict[str, SwitchableLayer]:
+    """Return the layers that store a weight, checked before anything is written."""
     layers: dict[str, SwitchableLayer] = {}
     for entry in state.table.select("quantized"):
         layer = layer_of(network, entry.name)
         if entry.alias_of is None:
             layers[entry.name] = layer
+            if not layer.is_frozen and not bool(layer.weight.detach().isfinite().all()):
+                raise CheckpointError(f"the weight of layer {entry.name!r} has NaN or infinite values")
             continue
-        owner = layers.get(entry.alias_of) or network.get_submodule(entry.alias_of)
-        part = "codes" if layer.is_frozen else "weight"
-        if getattr(layer, part, None) is not getattr(owner, part, None):
+        if not _shares_weight(layer, layer_of(network, entry.alias_of)):
             raise CheckpointError(f"layer {entry.name!r} no longer shares its weight with {entry.alias_of!r}")
     return layers
+
+
+def _shares_weight(layer: SwitchableLayer, owner: SwitchableLayer) -> bool:
+    if layer.is_frozen != owner.is_frozen:
+        return False
+    if not layer.is_frozen:
+        return layer.weight is owner.weight
+    # Modules move their buffers one by one, so codes that were one tensor need not be one on another device.
+    return layer.codes is owner.codes or torch.equal(layer.codes, owner.codes)
 
 
 def _stored_weights(
@@ -169,7 +179,7 @@ def _base_tensors(
         quantizers |= _quantizer_tensors(entry, layer, config)
         codes = codes_key(config, entry)
         if codes is not None:
-            quantizers[codes] = _codes(entry.name, layers[entry.name])
+            quantizers[codes] = _codes(layers[entry.name])
     clash = sorted(plain.keys() & quantizers.keys())
     if clash:
         raise CheckpointError(f"the model has a tensor of its own called {clash[0]!r}, a name that the format uses")
@@ -194,14 +204,12 @@ def _quantizer_tensors(entry: LayerEntry, layer: SwitchableLayer, config: Checkp
     return tensors
 
 
-def _codes(name: str, layer: SwitchableLayer) -> Tensor:
-    if not layer.is_frozen and not bool(layer.weight.detach().isfinite().all()):
-        raise CheckpointError(f"the weight of layer {name!r} has NaN or infinite values")
+def _codes(layer: SwitchableLayer) -> Tensor:
     return layer.weight_codes(layer.stored_bits).cpu()
 
 
 def _write_planes(folder: Path, config: CheckpointConfig, layers: Mapping[str, SwitchableLayer]) -> list[FileRecord]:
-    codes = {name: _codes(name, layers[name]) for name, weight in config.weights.items() if weight.planes}
+    codes = {name: _codes(layers[name]) for name, weight in config.weights.items() if weight.planes}
     records: list[FileRecord] = []
     for index in range(max((weight.planes for weight in config.weights.values()), default=0)):
         stored = {name for name in codes if config.weights[name].planes > index}
@@ -223,8 +231,9 @@ def _refuse_loss(
             "other widths; save to another folder"
         )
     for name, layer in layers.items():
-        index = weights[name].planes
-        if layer.is_frozen and source.config.weights[name].planes > index and source.has_plane(index):
+        index, stored = weights[name].planes, source.config.weights[name].planes
+        # The next plane may be missing while later ones are there.
+        if layer.is_frozen and any(source.has_plane(i) for i in range(index, stored)):
             raise CheckpointError(
                 f"{folder}: the model was opened from this folder, and saving {index} bit planes of layer {name!r} "
                 "there would delete the others; save to another folder, or switch to the stored width first"

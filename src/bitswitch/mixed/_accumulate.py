@@ -61,13 +61,18 @@ def merged(moments: list[Moments]) -> Estimate:
     With batches b of weight w_b = N_b / N, P probes each and sample variances s_b² over these, the estimate is
     Σ w_b·mean_b and the square of its standard error Σ w_b²·s_b² / P.
     """
-    sums = torch.stack([_sums(moment) for moment in moments]).sum(0)
-    if dist.is_available() and dist.is_initialized():
-        parts: list[Tensor] = [torch.empty(0)] * dist.get_world_size()
-        dist.all_gather_object(parts, sums)
-        sums = torch.stack(parts).sum(0)
+    sums = summed(torch.stack([_sums(moment) for moment in moments]).sum(0))
     total = sums[2, 0]
     return Estimate((sums[0] / total).tolist(), (sums[1].sqrt() / total).tolist(), int(total))
+
+
+def summed(values: Tensor) -> Tensor:
+    """Return the sum of a tensor on the CPU over all processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    parts: list[Tensor] = [torch.empty(0)] * dist.get_world_size()
+    dist.all_gather_object(parts, values)
+    return torch.stack(parts).sum(0)
 
 
 def _sums(moment: Moments) -> Tensor:

@@ -14,7 +14,17 @@ NAMES = (*ALWAYS, *WHAT_IS_MISSING)
 
 @dataclass(frozen=True)
 class CostKind:
-    """How a budget is counted: the cost of a layer at a width, and the bound for a budget of the user's."""
+    """How a budget is counted: the cost of a layer at a width, and the bound for a budget of the user's.
+
+    Attributes:
+        label: what errors call it.
+        unit: after a number of it.
+        of_layer: the cost of a layer at a width.
+        bound: the bound of the sum for a budget.
+        budget: the budget for a sum.
+        integer: whether costs are integers.
+        counts: whether budgets are integers too, in the user's own unit.
+    """
 
     label: str
     unit: str
@@ -22,6 +32,7 @@ class CostKind:
     bound: Callable[[float], float]
     budget: Callable[[float], float]
     integer: bool = True
+    counts: bool = False
 
 
 def cost_kinds(costs: CostTable) -> dict[str, CostKind]:
@@ -46,11 +57,11 @@ def cost_kinds(costs: CostTable) -> dict[str, CostKind]:
             lambda x: x / num_weights,
         ),
         "weight_bytes": CostKind(
-            "size", " bytes", lambda v, b: v.weight_bytes(b), lambda x: x - fixed, lambda x: x + fixed
+            "size", " bytes", lambda v, b: v.weight_bytes(b), lambda x: x - fixed, lambda x: x + fixed, counts=True
         ),
     }
     if all(layer.num_macs is not None for layer in costs.layers.values()):
-        kinds["bitops"] = CostKind("number of BitOPs", "", lambda v, b: v.bitops(b) or 0, float, float)
+        kinds["bitops"] = CostKind("number of BitOPs", "", lambda v, b: v.bitops(b) or 0, float, float, counts=True)
     if all(layer.seconds is not None for layer in costs.layers.values()):
         kinds["latency"] = CostKind("latency", " s", lambda v, b: (v.seconds or {})[b], float, float, integer=False)
     return kinds

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Costs are integers or measured times; sums of them in another order differ by no more than this.
+# Costs are integers or measured times; sums of times in another order differ by no more than this.
 _RELATIVE_TOLERANCE = 1e-12
 
 Choice = tuple[int, ...]
@@ -35,7 +35,10 @@ class Limit:
 
     def allows(self, choice: Choice) -> bool:
         """Return whether a choice is within the bound; exactly so for integer costs."""
-        return self.total(choice) <= self.bound + _RELATIVE_TOLERANCE * abs(self.bound)
+        total = self.total(choice)
+        if total.is_integer() and float(self.bound).is_integer():
+            return total <= self.bound
+        return total <= self.bound + _RELATIVE_TOLERANCE * abs(self.bound)
 
 
 @dataclass(frozen=True)

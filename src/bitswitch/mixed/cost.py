@@ -127,6 +127,11 @@ class CostTable:
             groups.setdefault(layer.owner or layer.name, []).append(layer)
         return list(groups.values())
 
+    @property
+    def _stored(self) -> list[list[LayerCost]]:
+        """The groups with the layer that stores the weight first."""
+        return [sorted(group, key=lambda layer: layer.name != layer.owner) for group in self.groups]
+
     def of(self, precision: int | Mapping[str, int] | Precision) -> Cost:
         """Return what a precision costs.
 
@@ -137,11 +142,13 @@ class CostTable:
         counted = self.counted
         weights = sum(layer.num_weights for layer in counted)
         bitops = [layer.bitops(widths[layer.name]) for layer in self.layers.values()]
+        # Of layers that share a weight the planes are stored that any of them needs.
+        stored = sum(max(group[0].weight_bytes(widths[layer.name]) for layer in group) for group in self._stored)
         timed = [layer.seconds[widths[layer.name]] for layer in self.layers.values() if layer.seconds is not None]
         return Cost(
             average_bits=average_bits(widths, self.available),
             weighted_bits=sum(widths[layer.name] * layer.num_weights for layer in counted) / max(1, weights),
-            weight_bytes=self.float_bytes + sum(v.weight_bytes(widths[n]) for n, v in self.layers.items()),
+            weight_bytes=self.float_bytes + stored,
             bitops=None if None in bitops else sum(value or 0 for value in bitops),
             latency=sum(timed) if timed else None,
         )

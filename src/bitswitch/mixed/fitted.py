@@ -28,7 +28,7 @@ def fitted(space: SearchSpace, measured: Sequence[Measured]) -> ObjectiveTable:
         measured: SubNets of the space and their scores, such as those of random ones; the more, the better.
 
     Returns:
-        {layer: {width: −Σ g}}, an objective to be minimised, in units of the score.
+        {layer that stores a weight: {width: −Σ g}}, an objective to be minimised, in units of the score.
 
     Raises:
         ConfigError: no layer has a choice, there are fewer SubNets than twice the layers with one, or all have the same
@@ -51,7 +51,7 @@ def fitted(space: SearchSpace, measured: Sequence[Measured]) -> ObjectiveTable:
     model = RidgeCV(alphas=_PENALTIES).fit(columns, scores / scale)
     gains = dict(zip(((names[0], bits) for names, bits in steps), model.coef_ * scale, strict=True))
     table: ObjectiveTable = {}
-    for names, widths in space.choices:
+    for group, (names, widths) in zip(space.costs.groups, space.choices, strict=True):
         worth = {bits: sum(float(gains.get((names[0], w), 0.0)) for w in widths if w <= bits) for bits in widths}
-        table |= {name: {bits: -value for bits, value in worth.items()} for name in names}
+        table[group[0].owner or group[0].name] = {bits: -value for bits, value in worth.items()}
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -53,11 +54,12 @@ def threshold_of(traces: Sequence[float], kind: Threshold | float) -> float:
             raise ConfigError(f"threshold must not be negative or NaN; got {kind!r}")
         return float(kind)
     if kind == "mean":
-        return sum(traces) / len(traces)
+        # Exact before it is rounded once: the mean of equal traces must not come out above them.
+        return statistics.mean(traces)
     if kind in ("log-median", "smooth"):
-        logs = sorted(math.log(trace) if trace > 0 else -math.inf for trace in traces)
-        middle = len(logs) // 2
-        return math.exp(logs[middle] if len(logs) % 2 else (logs[middle - 1] + logs[middle]) / 2)
+        ordered = sorted(traces)
+        low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+        return high if low == high else math.sqrt(low) * math.sqrt(high)
     raise ConfigError(f"threshold must be 'mean', 'log-median', 'smooth' or a number; got {kind!r}")
 
 

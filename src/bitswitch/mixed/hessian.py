@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from bitswitch.layers.base import float_forward, iter_layers
 from bitswitch.layers.modes import in_mode
 from bitswitch.layers.registry import has_weight
 from bitswitch.layers.table import ModelState, unwrap
-from bitswitch.mixed._accumulate import Moments, merged
+from bitswitch.mixed._accumulate import Moments, merged, summed
 from bitswitch.mixed.sensitivity import Sensitivity, Trace, fingerprint
 from bitswitch.switching import at
 
@@ -98,14 +98,15 @@ def hessian_trace(
     bad = next((n for n, t in zip(names, traces, strict=True) if t.value != t.value), None)
     if bad is not None:
         raise ConfigError(f"the trace estimate of layer {bad!r} is NaN")
-    seen = zip(recorder.sizes.items(), found.values[len(names) :], found.errors[len(names) :], strict=True)
+    input_sizes = recorder.sizes()
+    of_inputs = zip(recorder.names, found.values[len(names) :], found.errors[len(names) :], strict=True)
     return Sensitivity(
         dict(zip(names, traces, strict=True)),
         method,
         num_probes,
         found.num_examples,
         fingerprint(model),
-        {name: Trace(value, error, size) for (name, size), value, error in seen},
+        {n: Trace(value, error, input_sizes[n]) for n, value, error in of_inputs if n in input_sizes},
     )
 
 
@@ -182,15 +183,32 @@ def _without_onednn() -> Iterator[None]:
 
 @dataclass
 class _Recorder:
-    """The inputs that layers were given in the last forward pass, by layer."""
+    """The inputs that layers were given in the last forward pass, and how many elements in all passes, by layer.
 
+    A layer need not run on every batch, as an expert of a mixture.
+    """
+
+    names: Sequence[str]
     seen: dict[str, list[Tensor]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
+    elements: dict[str, int] = field(default_factory=dict)
+    examples: int = 0
+
+    def count(self, num_examples: int) -> None:
+        """Take in what the last forward pass has shown."""
+        self.examples += num_examples
+        for name, inputs in self.seen.items():
+            self.elements[name] = self.elements.get(name, 0) + sum(x.numel() for x in inputs)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of input elements of an example, of the layers that ran in any process."""
+        counts = torch.tensor([self.examples, *(self.elements.get(name, 0) for name in self.names)])
+        examples, *elements = summed(counts).tolist()
+        return {n: max(1, round(count / examples)) for n, count in zip(self.names, elements, strict=True) if count}
 
 
 @contextmanager
 def _recorded_inputs(network: nn.Module, names: Mapping[str, Any]) -> Iterator[_Recorder]:
-    recorder = _Recorder()
+    recorder = _Recorder(list(names))
     handles = []
     for name in names:
 
@@ -199,8 +217,9 @@ def _recorded_inputs(network: nn.Module, names: Mapping[str, Any]) -> Iterator[_
             index = next((i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)), None)
             if index is None or not leaves[index].is_floating_point():
                 return None
-            if not leaves[index].requires_grad:
-                leaves[index] = leaves[index].detach().requires_grad_()
+            given = leaves[index]
+            # A tensor of this layer's own: what else reads the input, such as a shortcut, is not part of its trace.
+            leaves[index] = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
             recorder.seen.setdefault(name, []).append(leaves[index])
             return pytree.tree_unflatten(leaves, spec)
 
@@ -250,12 +269,10 @@ class _Probe:
         loss, logits = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ArgumentError("loss_fn must return a scalar tensor, or (scalar tensor, logits tensor)")
-        targets = [*self.owned.values(), *self.recorder.seen.values()]
+        targets = [*self.owned.values(), *(self.recorder.seen.get(name, []) for name in self.recorder.names)]
         flat = [tensor for group in targets for tensor in group]
         num_examples = _num_examples(batch, logits)
-        if not self.recorder.sizes:
-            items = self.recorder.seen.items()
-            self.recorder.sizes = {n: sum(x.numel() for x in group) // num_examples for n, group in items}
+        self.recorder.count(num_examples)
         products = self._gauss_newton(logits, flat) if self.method == "gauss-newton" else self._hessian(loss, flat)
         sums = torch.stack(products)
         owner = torch.tensor([i for i, group in enumerate(targets) for _ in group], device=sums.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,10 @@ class Measurements:
         for first in range(0, len(new), self._at_once):
             part = new[first : first + self._at_once]
             scores = [float(score) for score in self._evaluate(part)]
-            if len(scores) != len(part) or any(math.isnan(score) for score in scores):
-                raise ConfigError(f"evaluate must return a number for each of {len(part)} precisions; got {scores}")
+            if len(scores) != len(part) or not all(map(math.isfinite, scores)):
+                raise ConfigError(
+                    f"evaluate must return a finite number for each of {len(part)} precisions; got {scores}"
+                )
             self._scores.update(zip(part, scores, strict=True))
             self._write()
         measured = [Measured(subnet, self._scores[subnet.precision]) for subnet in wanted]
@@ -106,22 +108,49 @@ class Measurements:
     def _write(self) -> None:
         if self._path is None or not _is_first():
             return
-        # A text a precision: files have bounds on their number of values when they are read.
-        rows = {str(precision): score for precision, score in self._scores.items()}
-        write_file(self._path, canonical_json({"context": self._context, "scores": rows}) + b"\n")
+        document = {"context": self._context, "tables": _tables(self._scores)}
+        write_file(self._path, canonical_json(document) + b"\n")
 
 
 def _is_first() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def _tables(scores: Mapping[Precision, float]) -> list[dict[str, Any]]:
+    """Return scores as JSON, by the digits of the widths: files have bounds on their number of values when read."""
+    tables: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for precision, score in scores.items():
+        names = [name for name, _ in precision.layers]
+        table = tables.setdefault(
+            (precision.default, *names), {"layers": names, "default": precision.default, "scores": {}}
+        )
+        table["scores"]["".join(str(bits) for _, bits in precision.layers)] = score
+    return list(tables.values())
+
+
 def _parse(path: Path, context: str) -> dict[Precision, float]:
     value = parse_json(path.read_bytes(), str(path))
-    if not isinstance(value, dict) or set(value) != {"context", "scores"} or not isinstance(value["scores"], dict):
+    if not isinstance(value, dict) or set(value) != {"context", "tables"} or not isinstance(value["tables"], list):
         raise ConfigError(f"{path} holds no measurements")
     if value["context"] != context:
         raise ConfigError(f"{path} holds measurements of another network or other data; remove it, or name another")
-    for name, score in value["scores"].items():
-        if type(score) not in (int, float):
-            raise ConfigError(f"{path} holds a malformed measurement: {name[:80]}: {str(score)[:80]}")
-    return {Precision.parse(name): float(score) for name, score in value["scores"].items()}
+    found: dict[Precision, float] = {}
+    for table in value["tables"]:
+        if not _is_table(table):
+            raise ConfigError(f"{path} holds a malformed table of measurements: {str(table)[:80]}")
+        for digits, score in table["scores"].items():
+            if type(score) not in (int, float) or len(digits) != len(table["layers"]) or not (digits + "0").isdecimal():
+                raise ConfigError(f"{path} holds a malformed measurement: {digits[:80]}: {str(score)[:80]}")
+            widths = dict(zip(table["layers"], map(int, digits), strict=True))
+            found[Precision.of(widths, table["default"])] = float(score)
+    return found
+
+
+def _is_table(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"layers", "default", "scores"}
+        and isinstance(value["layers"], list)
+        and all(isinstance(name, str) for name in value["layers"])
+        and isinstance(value["scores"], dict)
+    )

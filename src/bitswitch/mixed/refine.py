@@ -41,8 +41,10 @@ def refine(
 
     Raises:
         InfeasibleError: nothing is within the budgets.
+        PrecisionError, UnknownLayerError: one of `starts` is not of the space.
     """
-    feasible = (subnet for subnet in starts if space.within(subnet.cost, budgets))
+    known = (space.evaluate(subnet.precision) for subnet in starts)
+    feasible = [subnet for subnet in known if space.within(subnet.cost, budgets)]
     best = max(measurements([*space.solve(budgets, num_seeds), *feasible]), key=_rank)
     generator = random.Random(seed)
     for _ in range(rounds):

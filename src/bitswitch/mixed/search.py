@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any
@@ -57,6 +58,7 @@ class SearchSpace:
     Raises:
         UnknownLayerError: a pattern matches no layer.
         PrecisionError: a width was not prepared, or a layer is left without one.
+        ConfigError: the objective lacks a value or has one that is not finite.
     """
 
     def __init__(
@@ -86,6 +88,9 @@ class SearchSpace:
 
         Args:
             objective: {layer that stores a weight: {width: value}}.
+
+        Raises:
+            ConfigError: it lacks a value or has one that is not finite.
         """
         other = copy.copy(self)
         other._objective = self._values_of(objective)
@@ -94,7 +99,7 @@ class SearchSpace:
 
     def _values_of(self, objective: Mapping[str, Mapping[int, float]]) -> list[Floats]:
         return [
-            np.array([objective[group[0].owner or group[0].name][bits] for bits in widths], dtype=np.float64)
+            np.array([_finite(objective, group[0].owner or group[0].name, bits) for bits in widths], dtype=np.float64)
             for group, widths in zip(self._groups, self._widths, strict=True)
         ]
 
@@ -158,7 +163,7 @@ class SearchSpace:
             if value is None:
                 self._kind(name)
                 raise ConfigError(f"the cost {name!r} was not measured")
-            if value > budget * (1 + 1e-9):
+            if value > (budget if self._kinds[name].counts else budget * (1 + 1e-9)):
                 return False
         return True
 
@@ -183,8 +188,11 @@ class SearchSpace:
         if not isinstance(budget, Real) or isinstance(budget, bool) or not math.isfinite(budget) or budget <= 0:
             raise ConfigError(f"the budget {name} must be a positive number; got {budget!r}")
         bound = kind.bound(float(budget))
-        # A budget such as 2.6 × 5 layers must not miss its 13 bits by the last digit of a float.
-        bound = math.floor(bound * (1 + 1e-12) + 1e-9) if kind.integer else bound
+        if kind.counts:
+            bound = math.floor(bound)
+        elif kind.integer:
+            # A budget such as 2.6 × 5 layers must not miss its 13 bits by the last digit of a float.
+            bound = math.floor(bound * (1 + 1e-12) + 1e-9)
         return Limit(name, self._costs_of(kind), bound)
 
     def _costs_of(self, kind: CostKind) -> list[Floats]:
@@ -217,13 +225,36 @@ class SearchSpace:
             choice = _milp.solve(Problem(limit.costs, others))
             if choice is not None:
                 parts.append(self._smallest(limit, budgets, limit.total(choice)))
-        together = " and ".join(f"{name} ≤ {budget:g}" for name, budget in budgets.items())
+        together = " and ".join(f"{name} ≤ {_shown(budget)}" for name, budget in budgets.items())
         reasons = "; or ".join(parts) if parts else "with any one of them left out the rest cannot be met either"
         return f"no precision is within {together} together; while the others hold, {reasons}"
 
     def _smallest(self, limit: Limit, budgets: Mapping[str, float], total: float) -> str:
         kind = self._kinds[limit.name]
-        return f"the smallest feasible {kind.label} is {kind.budget(total):.6g}{kind.unit}, not {budgets[limit.name]:g}"
+        smallest = _at_least(kind.budget(total))
+        return f"the smallest feasible {kind.label} is {smallest}{kind.unit}, not {_shown(budgets[limit.name])}"
+
+
+def _finite(objective: Mapping[str, Mapping[int, float]], name: str, bits: int) -> float:
+    row: Any = objective.get(name)
+    value = row.get(bits) if isinstance(row, Mapping) else None
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(f"the objective has no finite value for layer {name!r} at {bits} bits")
+    return float(value)
+
+
+def _shown(value: float) -> str:
+    """Return a number for people: integers in full."""
+    return f"{int(value)}" if value == int(value) else f"{value:g}"
+
+
+def _at_least(value: float) -> str:
+    """Return a number for people as `_shown`, rounded up, so that it is feasible if `value` is."""
+    text = _shown(value)
+    if float(text) >= value:
+        return text
+    exact = Decimal(value)
+    return f"{float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 5), ROUND_CEILING)):g}"
 
 
 def _allowed(costs: CostTable, layer_bits: Mapping[str, Collection[int] | int]) -> dict[str, tuple[int, ...]]:
@@ -232,7 +263,7 @@ def _allowed(costs: CostTable, layer_bits: Mapping[str, Collection[int] | int]) 
         matching = [name for name in allowed if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
         if not matching:
             raise UnknownLayerError(f"layer_bits: {pattern!r} matches no quantized layer")
-        wanted = (bits,) if isinstance(bits, int) else tuple(bits)
+        wanted = tuple(bits) if isinstance(bits, Collection) else (bits,)
         for name in matching:
             odd = [b for b in wanted if b not in costs.available[name]]
             if odd and len(costs.available[name]) > 1:
