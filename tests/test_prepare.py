@@ -251,6 +251,29 @@ def test_a_layer_whose_forward_never_runs_is_not_silently_float() -> None:
         bs.prepare(ReadsWeights(), force="hidden", example_inputs=torch.zeros(2, 4))
 
 
+class TiedAutoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.code, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.middle = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self.code(F.relu(self.first(x))))
+        return self.last(F.linear(x, self.code.weight.t()))
+
+
+def test_a_weight_that_other_code_reads_stays_float() -> None:
+    reason = "its weight is read by other code too"
+    with pytest.warns(BitswitchWarning, match=f"code: {reason}"):
+        model = bs.prepare(TiedAutoencoder(), example_inputs=torch.zeros(2, 4))
+    assert list(table_of(model).available) == ["middle"]
+    with pytest.raises(PrepareError, match=f"layer 'code' cannot be quantized: {reason}"):
+        bs.prepare(TiedAutoencoder(), force="code", example_inputs=torch.zeros(2, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bs.prepare(TiedAutoencoder(), skip="code", example_inputs=torch.zeros(2, 4))
+
+
 class SometimesSkips(nn.Module):
     """Calls a layer only while `use` is set."""
 

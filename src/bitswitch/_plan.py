@@ -19,6 +19,8 @@ from bitswitch.quantizers import GRANULARITIES
 Selector = str | type[nn.Module]
 
 NOT_REACHED = "its forward is not called on the example inputs in evaluation mode"
+# That code would compute with the float weight in training and with the quantized one once it is stored.
+READ_ELSEWHERE = "its weight is read by other code too"
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,10 @@ def _decide(
     row = LayerEntry(name=name, kind=type(module).__name__, status="float", shape=shape)
     forced = _selected(request.force, name, module) is not None
     skipped = _selected(request.skip, name, module)
-    obstacle = why_not(module)
-    if obstacle is None and name not in graph.predecessors:
-        obstacle = NOT_REACHED
-    if obstacle is not None:
+    obstacle = why_not(module) or (None if name in graph.predecessors else NOT_REACHED)
+    read_elsewhere = name in graph.read_elsewhere
+    if obstacle is not None or (forced and read_elsewhere):
+        obstacle = obstacle or READ_ELSEWHERE
         if forced:
             raise PrepareError(f"layer {name!r} cannot be quantized: {obstacle}")
         return replace(row, reason=obstacle if skipped is None else "skipped on request")
@@ -137,6 +139,8 @@ def _decide(
         if request.first_last == "float":
             return replace(row, reason=reason)
         bits, reason = (8,), f"{reason}, 8 bits"
+    if read_elsewhere:
+        return replace(row, reason=READ_ELSEWHERE)
     granularity = _granularity(name, module, request)
     if isinstance(module, nn.Embedding) or not request.activations:
         kind_of_input = "float"
