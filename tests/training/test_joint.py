@@ -83,6 +83,17 @@ def test_frozen_batch_norm_stays_in_evaluation_mode() -> None:
     assert not torch.equal(before["bn3.norms.8.running_mean"], model.bn3.norms["8"].running_mean)
 
 
+def test_a_network_trains_in_training_mode_whatever_its_wrapper_says() -> None:
+    model = make_model().eval()
+    wrapped = nn.DataParallel(model)
+    assert wrapped.training
+    before = snapshot(model)
+    JointTrainer(wrapped, "cross_entropy", total_steps=5).step(make_batches(1)[0])
+    assert not torch.equal(before["bn2.norms.8.running_mean"], model.bn2.norms["8"].running_mean)
+    assert wrapped.training
+    assert not any(module.training for module in model.modules())
+
+
 def test_clipping_limits_the_weights_and_reports_the_norm() -> None:
     model = make_model()
     clipped: list[float] = []
