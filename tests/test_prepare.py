@@ -331,6 +331,49 @@ def test_tied_weights_stay_float_together() -> None:
         bs.prepare(Tied(), force="head", example_inputs=tokens)
 
 
+class TiedPair(nn.Module):
+    """Two layers that share a weight between two that do not, and a quantized layer more."""
+
+    def __init__(self, kind: type[nn.Module], one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        arguments = (4, 4) if kind is nn.Linear else (4, 4, 1)
+        self.first, self.body, self.last = (kind(*arguments) for _ in range(3))
+        self.one, self.other = one, other
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(F.relu(self.first(x)))
+        x = self.one(F.relu(x))
+        return self.last(self.other(F.relu(x)))
+
+
+class GroupsDiffer(TiedPair):
+    """Transposed convolutions of one and of two groups."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d, nn.ConvTranspose2d(4, 2, 1), nn.ConvTranspose2d(4, 4, 1, groups=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(F.relu(self.body(F.relu(self.first(x)))))
+        return self.last(self.other(F.relu(torch.cat([x, x], 1))))
+
+
+def test_tied_weights_in_other_layouts_stay_float() -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    cases = [
+        (TiedPair(nn.Linear, nn.Linear(4, 4), conv1d(4, 4)), torch.randn(2, 4)),
+        (GroupsDiffer(), torch.randn(2, 4, 3, 3)),
+    ]
+    for network, x in cases:
+        with pytest.warns(BitswitchWarning, match="2 layers(.|\n)*one: its weight is shared with other, and one of"):
+            model = bs.prepare(network, example_inputs=x)
+        assert list(table_of(model).available) == ["body"]
+        with pytest.raises(PrepareError, match="'one' cannot be quantized: its weight is shared with other"):
+            bs.prepare(network, force=["one", "other"], example_inputs=x)
+    same = bs.prepare(TiedPair(nn.Linear, conv1d(4, 4), conv1d(4, 4)), example_inputs=torch.randn(2, 4))
+    assert table_of(same)["other"].alias_of == "one"
+
+
 def test_weights_only() -> None:
     model = bs.prepare(residual(), activations=False, example_inputs=images())
     assert model.conv1.input_quantizer is None

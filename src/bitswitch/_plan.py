@@ -12,7 +12,7 @@ from torch import nn
 from bitswitch._trace import Graph
 from bitswitch.errors import ArgumentError, BitswitchWarning, PrepareError
 from bitswitch.layers.norm import is_batch_norm
-from bitswitch.layers.registry import has_weight, why_not
+from bitswitch.layers.registry import has_weight, layout, why_not
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
 from bitswitch.quantizers import GRANULARITIES
 
@@ -177,20 +177,21 @@ def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str
             continue
         floats = [name for name in names if entries[name].status == "float"]
         forced = [name for name in names if _selected(request.force, name, weighted[name]) is not None]
-        kinds = {isinstance(weighted[name], nn.modules.conv._ConvTransposeNd) for name in names}
+        layouts = {layout(weighted[name]) for name in names if entries[name].status == "quantized"}
         if floats and forced:
             raise PrepareError(
                 f"layer {forced[0]!r} cannot be quantized: it shares its weight with {floats[0]!r}, which stays float "
                 f"({entries[floats[0]].reason}); force both"
             )
+        if len(layouts) > 1 and forced:
+            raise PrepareError(f"layer {forced[0]!r} cannot be quantized: {_other_layout(forced[0], names)}")
         for name in names:
             entry = entries[name]
-            if (floats or len(kinds) > 1) and entry.status == "quantized":
-                other = floats[0] if floats else next(n for n in names if n != name)
-                entries[name] = replace(
-                    LayerEntry(name=name, kind=entry.kind, status="float", shape=entry.shape),
-                    reason=f"shares its weight with {other}, which stays float",
+            if (floats or len(layouts) > 1) and entry.status == "quantized":
+                reason = (
+                    f"shares its weight with {floats[0]}, which stays float" if floats else _other_layout(name, names)
                 )
+                entries[name] = LayerEntry(name, entry.kind, "float", reason, entry.shape)
             elif not floats and name != names[0]:
                 owner = entries[names[0]]
                 entries[name] = replace(
@@ -200,6 +201,11 @@ def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str
                     granularity=owner.granularity,
                     group_size=owner.group_size,
                 )
+
+
+def _other_layout(name: str, names: list[str]) -> str:
+    other = next(n for n in names if n != name)
+    return f"its weight is shared with {other}, and one of them has its output channels elsewhere"
 
 
 def _norm_entry(
