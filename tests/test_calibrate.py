@@ -114,6 +114,14 @@ def test_batchnorm_statistics_move_by_what_a_width_changes() -> None:
     assert all(torch.allclose(norm.running_mean, network.stem_bn.running_mean) for norm in model.stem_bn.norms.values())
 
 
+def test_a_batch_without_rows_changes_no_statistics() -> None:
+    with_empty, without = (bs.prepare(residual(), example_inputs=images()) for _ in range(2))
+    bs.calibrate(with_empty, [images()[:0], images(16), images()[:0]])
+    bs.calibrate(without, [images(16)])
+    expected = without.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in with_empty.state_dict().items())
+
+
 def test_batchnorm_statistics_move_once_and_on_request() -> None:
     model = bs.prepare(residual(), example_inputs=images())
     bs.calibrate(model, [images(16)], batch_norm=False)

@@ -120,7 +120,7 @@ def calibrate(
     state.calibrated = True
 
 
-def _set_all_input_scales(network: nn.Module, run: Callable[[], None]) -> list[list[Moments]]:
+def _set_all_input_scales(network: nn.Module, run: Callable[[], None]) -> list[list[Moments | None]]:
     """Set the scales and return the moments that the BatchNorms saw in the float network."""
     recorders = {name: _Recorder(name) for name, _ in iter_layers(network)}
     handles = [
