@@ -52,6 +52,7 @@ def test_zero_weights_get_a_usable_scale() -> None:
     scale = best_weight_scale(torch.zeros(1, 9), (8, 2))
     assert bool((scale > 0).all())
     assert math.isfinite(float(scale))
+    assert bool((best_weight_scale(torch.full((1, 9), 1e-40), (8, 2)) >= torch.finfo(torch.float32).tiny).all())
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 3, 2])
@@ -73,6 +74,24 @@ def test_input_scales_are_near_the_optimum(bits: int, signed: bool) -> None:
     shifts = range(max(0, int(zero_point) - 3), min(top, int(zero_point) + 3) + 1) if signed else [0]
     best = min(error(s, z) for s in steps for z in shifts)
     assert found <= 1.15 * best
+
+
+@pytest.mark.parametrize("bits", [8, 2])
+@pytest.mark.parametrize("signed", [False, True])
+def test_small_inputs_are_inputs(bits: int, signed: bool) -> None:
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    x = x if signed else x.clamp(min=0)
+    low, high = min(0.0, float(x.min())), float(x.max())
+    scale, zero_point = best_input_scale(x, low, high, bits, signed=signed)
+    factor = 2.0**-30
+    small = best_input_scale(x * factor, low * factor, high * factor, bits, signed=signed)
+    assert small == (scale * factor, zero_point)
+
+
+def test_small_weights_are_weights() -> None:
+    blocks = weights()
+    for factor in (2.0**-20, 2.0**-30):
+        assert torch.equal(best_weight_scale(blocks * factor, (8, 2)), best_weight_scale(blocks, (8, 2)) * factor)
 
 
 def test_a_constant_input_is_no_problem() -> None:
