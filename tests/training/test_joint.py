@@ -113,6 +113,30 @@ def test_clipping_limits_the_weights_and_reports_the_norm() -> None:
     assert result.widths[4].gradient_norm > 1e-3
 
 
+@pytest.mark.parametrize("max_norm", [1e-3, 1e6])
+def test_gradients_of_all_widths_have_one_norm(max_norm: float) -> None:
+    trainer = JointTrainer(
+        make_model(),
+        "cross_entropy",
+        total_steps=5,
+        clip_grad_norm=max_norm,
+        optimizer=torch.optim.SGD,
+        algorithm="accumulate",
+    )
+    found: list[float] = []
+
+    def norm(*_: Any) -> None:
+        found.append(math.sqrt(sum(float(p.grad.square().sum()) for p in trainer._pair._names if p.grad is not None)))
+
+    assert trainer._pair._for_weights is not None
+    trainer._pair._for_weights.register_step_pre_hook(norm)
+    widths = trainer.step(make_batches(1)[0]).widths
+    assert (widths[8].gradient_norm, widths[4].gradient_norm) == (None, None)
+    assert widths[2].gradient_norm is not None
+    assert widths[2].gradient_norm > 1e-3
+    assert found == pytest.approx([min(max_norm, widths[2].gradient_norm)], rel=1e-3)
+
+
 def test_groups_of_a_factory_keep_their_ratio() -> None:
     def factory(params: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
         groups = [{"params": params[:1], "lr": 0.1 * lr}, {"params": params[1:]}]

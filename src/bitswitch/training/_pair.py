@@ -91,10 +91,9 @@ class OptimizerPair:
             layer.parameter.grad = None
 
     def update_held(self, base: BaseRates) -> None:
-        """Step both optimizers with the gradients of all widths (A.1) and clear them."""
+        """Step both optimizers with the gradients of all widths (A.1), clipped already, and clear them."""
         for parameter, gradient in self._held.items():
             parameter.grad = gradient
-        self.clip()
         self._step_weights(base.weights, None)
         self._for_scales.step(Rate(parameter, base.scales) for parameter in self.scales.names)
         self.zero_grad()
