@@ -396,6 +396,15 @@ def test_parameters_keep_their_requires_grad() -> None:
     assert model.conv2.weight.requires_grad
 
 
+def test_a_wrapped_model_is_prepared_before_it_is_wrapped() -> None:
+    for wrapped in (nn.DataParallel(residual()), torch.compile(residual())):
+        assert isinstance(wrapped, nn.Module)
+        with pytest.raises(PrepareError, match=f"wrapped in {type(wrapped).__name__}; take the network inside"):
+            bs.prepare(wrapped, example_inputs=images())
+    with pytest.raises(PrepareError, match="prepared already"):
+        bs.prepare(nn.DataParallel(bs.prepare(residual(), example_inputs=images())), example_inputs=images())
+
+
 def test_unfreeze_needs_a_prepared_model() -> None:
     with pytest.raises(PrepareError, match="not prepared"):
         bs.unfreeze(residual())
