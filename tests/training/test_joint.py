@@ -160,6 +160,20 @@ def test_scales_alone_can_be_trained() -> None:
         assert torch.equal(value, before[name]) == ("quantizer" not in name)
 
 
+@pytest.mark.parametrize("algorithm", ["per-width", "accumulate"])
+def test_a_head_alone_can_be_trained(algorithm: Any) -> None:
+    model = quantized_mlp()
+    model.requires_grad_(False)
+    model[6].requires_grad_(True)
+    before = parameters_of(model)
+    trainer = JointTrainer(model, "cross_entropy", total_steps=5, algorithm=algorithm)
+    assert trainer._pair.can_skip
+    result = trainer.step(vector_batches(1)[0])
+    assert all(width.scale_gradient == 0 for width in result.widths.values())
+    moved = {name for name, value in parameters_of(model).items() if not torch.equal(value, before[name])}
+    assert moved == {"6.weight", "6.bias"}
+
+
 def test_autocast_runs_and_keeps_the_loss_in_float32() -> None:
     model = make_model()
     kinds: list[torch.dtype] = []

@@ -225,7 +225,7 @@ class JointTrainer:
 
     def _measure(self, bits: int, done: _Pass, *, clip: bool) -> Measured:
         used = self._pair.scales.in_use()
-        maxima = maxima_of(used)
+        maxima = maxima_of(used, self._pair.scales)
         values = {
             "loss": done.loss,
             "task": done.task,

@@ -63,7 +63,7 @@ class ScaleOptimizer:
     @property
     def can_skip(self) -> bool:
         """Whether `step` takes `skip`."""
-        return can_skip(self._optimizer("shared"))
+        return not self._names or can_skip(self._optimizer("shared"))
 
     def _optimizer(self, moments: str) -> Adam:
         if moments not in self._optimizers:
