@@ -236,6 +236,16 @@ def test_a_wrongly_unsigned_layer_is_found() -> None:
         torch.nn.functional.relu = torch_relu
 
 
+def test_a_layer_that_is_refused_leaves_the_others_as_they_were() -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    bs.calibrate(model, [images()])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.conv2.register_forward_pre_hook(lambda _layer, args: (args[0] - 1,))
+    with pytest.raises(CalibrationError, match="layer 'conv2' was taken to have inputs that are never negative"):
+        bs.calibrate(model, [3 * images()])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_what_calibrate_refuses() -> None:
     model = bs.prepare(residual(), example_inputs=images())
     with pytest.raises(ArgumentError, match="put a single tensor into a list"):
