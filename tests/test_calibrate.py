@@ -52,6 +52,7 @@ def test_zero_weights_get_a_usable_scale() -> None:
     scale = best_weight_scale(torch.zeros(1, 9), (8, 2))
     assert bool((scale > 0).all())
     assert math.isfinite(float(scale))
+    assert bool((best_weight_scale(torch.full((1, 9), 1e-40), (8, 2)) >= torch.finfo(torch.float32).tiny).all())
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4, 3, 2])
@@ -73,6 +74,24 @@ def test_input_scales_are_near_the_optimum(bits: int, signed: bool) -> None:
     shifts = range(max(0, int(zero_point) - 3), min(top, int(zero_point) + 3) + 1) if signed else [0]
     best = min(error(s, z) for s in steps for z in shifts)
     assert found <= 1.15 * best
+
+
+@pytest.mark.parametrize("bits", [8, 2])
+@pytest.mark.parametrize("signed", [False, True])
+def test_small_inputs_are_inputs(bits: int, signed: bool) -> None:
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    x = x if signed else x.clamp(min=0)
+    low, high = min(0.0, float(x.min())), float(x.max())
+    scale, zero_point = best_input_scale(x, low, high, bits, signed=signed)
+    factor = 2.0**-30
+    small = best_input_scale(x * factor, low * factor, high * factor, bits, signed=signed)
+    assert small == (scale * factor, zero_point)
+
+
+def test_small_weights_are_weights() -> None:
+    blocks = weights()
+    for factor in (2.0**-20, 2.0**-30):
+        assert torch.equal(best_weight_scale(blocks * factor, (8, 2)), best_weight_scale(blocks, (8, 2)) * factor)
 
 
 def test_a_constant_input_is_no_problem() -> None:
@@ -112,6 +131,14 @@ def test_batchnorm_statistics_move_by_what_a_width_changes() -> None:
         torch.testing.assert_close(norm.running_var, var / 4, rtol=1e-4, atol=1e-5)
     # The stem stays float, so its BatchNorm is the same at every width.
     assert all(torch.allclose(norm.running_mean, network.stem_bn.running_mean) for norm in model.stem_bn.norms.values())
+
+
+def test_a_batch_without_rows_changes_no_statistics() -> None:
+    with_empty, without = (bs.prepare(residual(), example_inputs=images()) for _ in range(2))
+    bs.calibrate(with_empty, [images()[:0], images(16), images()[:0]])
+    bs.calibrate(without, [images(16)])
+    expected = without.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in with_empty.state_dict().items())
 
 
 def test_batchnorm_statistics_move_once_and_on_request() -> None:
@@ -207,6 +234,16 @@ def test_a_wrongly_unsigned_layer_is_found() -> None:
             bs.calibrate(model, [images()])
     finally:
         torch.nn.functional.relu = torch_relu
+
+
+def test_a_layer_that_is_refused_leaves_the_others_as_they_were() -> None:
+    model = bs.prepare(residual(), example_inputs=images())
+    bs.calibrate(model, [images()])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.conv2.register_forward_pre_hook(lambda _layer, args: (args[0] - 1,))
+    with pytest.raises(CalibrationError, match="layer 'conv2' was taken to have inputs that are never negative"):
+        bs.calibrate(model, [3 * images()])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_what_calibrate_refuses() -> None:

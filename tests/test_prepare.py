@@ -251,6 +251,29 @@ def test_a_layer_whose_forward_never_runs_is_not_silently_float() -> None:
         bs.prepare(ReadsWeights(), force="hidden", example_inputs=torch.zeros(2, 4))
 
 
+class TiedAutoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.code, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.middle = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self.code(F.relu(self.first(x))))
+        return self.last(F.linear(x, self.code.weight.t()))
+
+
+def test_a_weight_that_other_code_reads_stays_float() -> None:
+    reason = "its weight is read by other code too"
+    with pytest.warns(BitswitchWarning, match=f"code: {reason}"):
+        model = bs.prepare(TiedAutoencoder(), example_inputs=torch.zeros(2, 4))
+    assert list(table_of(model).available) == ["middle"]
+    with pytest.raises(PrepareError, match=f"layer 'code' cannot be quantized: {reason}"):
+        bs.prepare(TiedAutoencoder(), force="code", example_inputs=torch.zeros(2, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bs.prepare(TiedAutoencoder(), skip="code", example_inputs=torch.zeros(2, 4))
+
+
 class SometimesSkips(nn.Module):
     """Calls a layer only while `use` is set."""
 
@@ -308,6 +331,49 @@ def test_tied_weights_stay_float_together() -> None:
         bs.prepare(Tied(), force="head", example_inputs=tokens)
 
 
+class TiedPair(nn.Module):
+    """Two layers that share a weight between two that do not, and a quantized layer more."""
+
+    def __init__(self, kind: type[nn.Module], one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        arguments = (4, 4) if kind is nn.Linear else (4, 4, 1)
+        self.first, self.body, self.last = (kind(*arguments) for _ in range(3))
+        self.one, self.other = one, other
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(F.relu(self.first(x)))
+        x = self.one(F.relu(x))
+        return self.last(self.other(F.relu(x)))
+
+
+class GroupsDiffer(TiedPair):
+    """Transposed convolutions of one and of two groups."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d, nn.ConvTranspose2d(4, 2, 1), nn.ConvTranspose2d(4, 4, 1, groups=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(F.relu(self.body(F.relu(self.first(x)))))
+        return self.last(self.other(F.relu(torch.cat([x, x], 1))))
+
+
+def test_tied_weights_in_other_layouts_stay_float() -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    cases = [
+        (TiedPair(nn.Linear, nn.Linear(4, 4), conv1d(4, 4)), torch.randn(2, 4)),
+        (GroupsDiffer(), torch.randn(2, 4, 3, 3)),
+    ]
+    for network, x in cases:
+        with pytest.warns(BitswitchWarning, match="2 layers(.|\n)*one: its weight is shared with other, and one of"):
+            model = bs.prepare(network, example_inputs=x)
+        assert list(table_of(model).available) == ["body"]
+        with pytest.raises(PrepareError, match="'one' cannot be quantized: its weight is shared with other"):
+            bs.prepare(network, force=["one", "other"], example_inputs=x)
+    same = bs.prepare(TiedPair(nn.Linear, conv1d(4, 4), conv1d(4, 4)), example_inputs=torch.randn(2, 4))
+    assert table_of(same)["other"].alias_of == "one"
+
+
 def test_weights_only() -> None:
     model = bs.prepare(residual(), activations=False, example_inputs=images())
     assert model.conv1.input_quantizer is None
@@ -328,6 +394,15 @@ def test_parameters_keep_their_requires_grad() -> None:
     model = bs.prepare(network, example_inputs=images())
     assert not model.conv1.weight.requires_grad
     assert model.conv2.weight.requires_grad
+
+
+def test_a_wrapped_model_is_prepared_before_it_is_wrapped() -> None:
+    for wrapped in (nn.DataParallel(residual()), torch.compile(residual())):
+        assert isinstance(wrapped, nn.Module)
+        with pytest.raises(PrepareError, match=f"wrapped in {type(wrapped).__name__}; take the network inside"):
+            bs.prepare(wrapped, example_inputs=images())
+    with pytest.raises(PrepareError, match="prepared already"):
+        bs.prepare(nn.DataParallel(bs.prepare(residual(), example_inputs=images())), example_inputs=images())
 
 
 def test_unfreeze_needs_a_prepared_model() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 from bitswitch._plan import weighted_nodes
 from bitswitch._trace import Graph, trace
+from bitswitch.layers.adapters import adapt
 from tests.networks import images, residual
 
 
@@ -108,6 +111,59 @@ def test_a_layer_used_twice_is_nonnegative_only_if_both_uses_are() -> None:
     graph = traced(Twice(None), torch.randn(3, 4))
     assert graph.nonnegative["second"] is False
     assert graph.predecessors["second"] == {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    ("function", "reads"),
+    [
+        (lambda x, w: F.linear(x, w.t()), True),
+        (lambda x, w: x @ w, True),
+        (lambda x, w: x + w.detach().abs().mean(), True),
+        (lambda x, w: x + w.data[0], True),
+        (lambda x, w: torch.cat([x, w]), True),
+        (lambda x, w: x.to(w.dtype).to(w.device).to(w), False),
+        (lambda x, w: x.type_as(w) * w.shape[0] * w.size(1) * w.dim() * w.numel() * len(w), False),
+        (lambda x, w: x + torch.zeros_like(w)[0] + w.new_zeros(4), False),
+        (lambda x, w: x * float(w.requires_grad and w.is_floating_point()), False),
+    ],
+)
+def test_who_reads_a_weight_elsewhere(function: Callable[[Tensor, Tensor], Tensor], reads: bool) -> None:
+    model = Between(None)
+    model.function = lambda x: function(x, model.first.weight)
+    graph = traced(model, torch.randn(3, 4))
+    assert graph.read_elsewhere == ({"first"} if reads else set())
+    model.tied = nn.Linear(4, 4)
+    model.tied.weight = model.first.weight
+    assert traced(model, torch.randn(3, 4)).read_elsewhere == ({"first", "tied"} if reads else set())
+
+
+def test_a_layer_that_reads_the_weight_of_another() -> None:
+    class Reads(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight + self.other[0].weight)
+
+    model = Between(F.relu)
+    model.second = Reads(4, 4)
+    model.second.other = (model.first,)
+    assert traced(model, torch.randn(3, 4)).read_elsewhere == {"first"}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+        nn.TransformerDecoderLayer(4, 2, 8),
+        nn.LSTM(4, 4),
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+    ],
+)
+def test_modules_of_pytorch_read_no_weight_elsewhere(layer: nn.Module) -> None:
+    model, x = nn.ModuleList([layer]), torch.randn(2, 3, 4)
+    adapt(model)
+    inputs = (x, x) if isinstance(layer, nn.TransformerDecoderLayer) else (x,)
+    graph = trace(model, weighted_nodes(model), lambda network: network[0](*inputs))
+    assert graph.read_elsewhere == set()
 
 
 def test_nothing_of_the_run_remains() -> None:

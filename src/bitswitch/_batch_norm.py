@@ -15,8 +15,10 @@ from bitswitch.layers.norm import PerWidthNorm, norm_key
 Moments = tuple[Tensor, Tensor]
 
 
-def _moments(x: Tensor) -> Moments:
-    """Return mean and variance of every channel, float32."""
+def _moments(x: Tensor) -> Moments | None:
+    """Return mean and variance of every channel, float32, or None of nothing."""
+    if x.numel() == 0:
+        return None
     channels_last = x.float().movedim(1, -1).reshape(-1, x.shape[1])
     return channels_last.mean(0), channels_last.var(0, unbiased=False)
 
@@ -44,16 +46,19 @@ def _before_each(norms: list[_BatchNorm], action: Callable[[int, Tensor], None])
             handle.remove()
 
 
-def record_moments(network: nn.Module, run: Callable[[], None]) -> list[list[Moments]]:
-    """Return mean and variance of what each active BatchNorm is given, call by call, while `run` runs the network."""
+def record_moments(network: nn.Module, run: Callable[[], None]) -> list[list[Moments | None]]:
+    """Return mean and variance of what each active BatchNorm is given, call by call, while `run` runs the network.
+
+    A call without a single value has None.
+    """
     norms = active_norms(network)
-    seen: list[list[Moments]] = [[] for _ in norms]
+    seen: list[list[Moments | None]] = [[] for _ in norms]
     with _before_each(norms, lambda index, x: seen[index].append(_moments(x))):
         run()
     return seen
 
 
-def shift_statistics(network: nn.Module, float_moments: list[list[Moments]], run: Callable[[], None]) -> None:
+def shift_statistics(network: nn.Module, float_moments: list[list[Moments | None]], run: Callable[[], None]) -> None:
     """Move the running statistics of the active width by what quantization changes.
 
     With μ, σ² the moments that a BatchNorm sees at this width and μ_f, σ_f² those that it saw in the float network on
@@ -71,14 +76,17 @@ def shift_statistics(network: nn.Module, float_moments: list[list[Moments]], run
     norms = active_norms(network)
     original = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]  # pyright: ignore[reportOptionalMemberAccess]
     totals = [(torch.zeros_like(mean), torch.zeros_like(var)) for mean, var in original]
-    calls = [0] * len(norms)
+    calls, moves = [0] * len(norms), [0] * len(norms)
 
     def move(index: int, x: Tensor) -> None:
         norm, (mean, var) = norms[index], original[index]
-        float_mean, float_var = float_moments[index][calls[index]]
-        new_mean, new_var = _moments(x)
-        moved = mean + (new_mean - float_mean), var * ((new_var + norm.eps) / (float_var + norm.eps))
+        of_float, new = float_moments[index][calls[index]], _moments(x)
         calls[index] += 1
+        if of_float is None or new is None:
+            return
+        (float_mean, float_var), (new_mean, new_var) = of_float, new
+        moved = mean + (new_mean - float_mean), var * ((new_var + norm.eps) / (float_var + norm.eps))
+        moves[index] += 1
         for total, running, value in zip(totals[index], (norm.running_mean, norm.running_var), moved, strict=True):
             assert running is not None
             running.copy_(value)
@@ -86,7 +94,7 @@ def shift_statistics(network: nn.Module, float_moments: list[list[Moments]], run
 
     with _before_each(norms, move):
         run()
-    for norm, total, count in zip(norms, totals, calls, strict=True):
+    for norm, total, count in zip(norms, totals, moves, strict=True):
         if count:
             assert norm.running_mean is not None
             assert norm.running_var is not None

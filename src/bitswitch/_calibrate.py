@@ -84,8 +84,8 @@ def calibrate(
             have those of the float network, and not after the state dict of a calibrated model was loaded.
 
     Raises:
-        CalibrationError: there are no batches, a layer's input is NaN or infinite, or the model was loaded and holds
-            stored integers.
+        CalibrationError: there are no batches, a layer's input is NaN or infinite or, against what was seen before,
+            negative, or the model was loaded and holds stored integers. No scale has been set then.
         PrepareError: a quantized layer's forward never ran.
         ArgumentError: `batches` is a tensor.
     """
@@ -120,7 +120,7 @@ def calibrate(
     state.calibrated = True
 
 
-def _set_all_input_scales(network: nn.Module, run: Callable[[], None]) -> list[list[Moments]]:
+def _set_all_input_scales(network: nn.Module, run: Callable[[], None]) -> list[list[Moments | None]]:
     """Set the scales and return the moments that the BatchNorms saw in the float network."""
     recorders = {name: _Recorder(name) for name, _ in iter_layers(network)}
     handles = [
@@ -138,9 +138,12 @@ def _set_all_input_scales(network: nn.Module, run: Callable[[], None]) -> list[l
             f"these layers were prepared but their forward was never called: {', '.join(idle)}; "
             "leave them out with skip="
         )
-    for name, layer in iter_layers(network):
-        if layer.input_quantizer is not None:
-            _set_input_scales(layer.input_quantizer, recorders[name])
+    quantizers = {name: layer.input_quantizer for name, layer in iter_layers(network)}
+    # All are found before the first is set: a layer that is refused leaves the others as they were.
+    found = [(q, _best_input_scales(q, recorders[name])) for name, q in quantizers.items() if q is not None]
+    for quantizer, scales in found:
+        for bits, (scale, zero_point) in scales.items():
+            quantizer.set_(bits, scale, zero_point)
     return float_moments
 
 
@@ -150,14 +153,16 @@ def _complete_if_pending(model: nn.Module, batch: Any, forward: Callable[[nn.Mod
         complete(unwrap(model), pending, lambda network: forward(network, batch))
 
 
-def _set_input_scales(quantizer: ActivationQuantizer, recorder: _Recorder) -> None:
+def _best_input_scales(quantizer: ActivationQuantizer, recorder: _Recorder) -> dict[int, tuple[Tensor, float]]:
+    """Return scale and zero point of every width."""
     if not quantizer.signed and recorder.low < 0:
         raise CalibrationError(
             f"layer {recorder.name!r} was taken to have inputs that are never negative, but saw {recorder.low}"
         )
     samples = recorder.drawn()
-    for bits in quantizer.bits:
-        scale, zero_point = best_input_scale(
+    return {
+        bits: best_input_scale(
             samples, recorder.low, recorder.high, quantizer.input_bits[bits], signed=quantizer.signed
         )
-        quantizer.set_(bits, scale, zero_point)
+        for bits in quantizer.bits
+    }

@@ -15,7 +15,9 @@ from bitswitch.rounding import dequantize, double_round, int_range, uint_range
 _NUM_WEIGHT_CANDIDATES = 64
 _MAX_WEIGHTS_PER_SCALE = 1 << 16
 _NUM_INPUT_CANDIDATES = 48
-_SMALLEST_SCALE = 1e-8
+# What is set where there is nothing to go by; only smaller scales than a normal float32 count as nothing.
+_SCALE_OF_ZEROS = 1e-8
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 def initialize_weight_scale(layer: SwitchableLayer) -> None:
@@ -61,8 +63,9 @@ def best_weight_scale(blocks: Tensor, bits: tuple[int, ...], midrise: tuple[int,
     Returns:
         float32 tensor (scales,).
     """
-    largest = blocks.abs().amax(1).clamp(min=_SMALLEST_SCALE * int_range(bits[0])[1])
-    top = largest / int_range(bits[0])[1]
+    top = blocks.abs().amax(1) / int_range(bits[0])[1]
+    # The smallest candidate is a twentieth.
+    top = torch.where(top < 20 * _SMALLEST_SCALE, _SCALE_OF_ZEROS, top)
     best_cost = torch.full_like(top, math.inf)
     best = top.clone()
     # From "nothing is clipped" down to a scale at which 2-bit codes reach a fortieth of the largest weight.

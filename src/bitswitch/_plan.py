@@ -12,13 +12,15 @@ from torch import nn
 from bitswitch._trace import Graph
 from bitswitch.errors import ArgumentError, BitswitchWarning, PrepareError
 from bitswitch.layers.norm import is_batch_norm
-from bitswitch.layers.registry import has_weight, why_not
+from bitswitch.layers.registry import has_weight, layout, why_not
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
 from bitswitch.quantizers import GRANULARITIES
 
 Selector = str | type[nn.Module]
 
 NOT_REACHED = "its forward is not called on the example inputs in evaluation mode"
+# That code would compute with the float weight in training and with the quantized one once it is stored.
+READ_ELSEWHERE = "its weight is read by other code too"
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,10 @@ def _decide(
     row = LayerEntry(name=name, kind=type(module).__name__, status="float", shape=shape)
     forced = _selected(request.force, name, module) is not None
     skipped = _selected(request.skip, name, module)
-    obstacle = why_not(module)
-    if obstacle is None and name not in graph.predecessors:
-        obstacle = NOT_REACHED
-    if obstacle is not None:
+    obstacle = why_not(module) or (None if name in graph.predecessors else NOT_REACHED)
+    read_elsewhere = name in graph.read_elsewhere
+    if obstacle is not None or (forced and read_elsewhere):
+        obstacle = obstacle or READ_ELSEWHERE
         if forced:
             raise PrepareError(f"layer {name!r} cannot be quantized: {obstacle}")
         return replace(row, reason=obstacle if skipped is None else "skipped on request")
@@ -137,6 +139,8 @@ def _decide(
         if request.first_last == "float":
             return replace(row, reason=reason)
         bits, reason = (8,), f"{reason}, 8 bits"
+    if read_elsewhere:
+        return replace(row, reason=READ_ELSEWHERE)
     granularity = _granularity(name, module, request)
     if isinstance(module, nn.Embedding) or not request.activations:
         kind_of_input = "float"
@@ -173,20 +177,21 @@ def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str
             continue
         floats = [name for name in names if entries[name].status == "float"]
         forced = [name for name in names if _selected(request.force, name, weighted[name]) is not None]
-        kinds = {isinstance(weighted[name], nn.modules.conv._ConvTransposeNd) for name in names}
+        layouts = {layout(weighted[name]) for name in names if entries[name].status == "quantized"}
         if floats and forced:
             raise PrepareError(
                 f"layer {forced[0]!r} cannot be quantized: it shares its weight with {floats[0]!r}, which stays float "
                 f"({entries[floats[0]].reason}); force both"
             )
+        if len(layouts) > 1 and forced:
+            raise PrepareError(f"layer {forced[0]!r} cannot be quantized: {_other_layout(forced[0], names)}")
         for name in names:
             entry = entries[name]
-            if (floats or len(kinds) > 1) and entry.status == "quantized":
-                other = floats[0] if floats else next(n for n in names if n != name)
-                entries[name] = replace(
-                    LayerEntry(name=name, kind=entry.kind, status="float", shape=entry.shape),
-                    reason=f"shares its weight with {other}, which stays float",
+            if (floats or len(layouts) > 1) and entry.status == "quantized":
+                reason = (
+                    f"shares its weight with {floats[0]}, which stays float" if floats else _other_layout(name, names)
                 )
+                entries[name] = LayerEntry(name, entry.kind, "float", reason, entry.shape)
             elif not floats and name != names[0]:
                 owner = entries[names[0]]
                 entries[name] = replace(
@@ -196,6 +201,11 @@ def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str
                     granularity=owner.granularity,
                     group_size=owner.group_size,
                 )
+
+
+def _other_layout(name: str, names: list[str]) -> str:
+    other = next(n for n in names if n != name)
+    return f"its weight is shared with {other}, and one of them has its output channels elsewhere"
 
 
 def _norm_entry(

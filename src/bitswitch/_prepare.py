@@ -79,8 +79,9 @@ def prepare(
         The switchable copy, of the same class.
 
     Raises:
-        PrepareError: the model is prepared already, a selector matches nothing, a forced layer cannot be quantized, a
-            width cannot be mid-rise, or no layer is left to quantize.
+        PrepareError: the model is prepared already, or is wrapped in DataParallel, torch.compile or the like; a
+            selector matches nothing, a forced layer cannot be quantized, a width cannot be mid-rise, or no layer is
+            left to quantize.
         PrecisionError, ArgumentError: `bits`, `activation_bits` or another argument is invalid.
 
     >>> import torch
@@ -94,6 +95,7 @@ def prepare(
         raise ArgumentError(f"prepare takes a torch.nn.Module; got {type(model).__name__}")
     if "_bitswitch" in unwrap(model).__dict__ or any(True for _ in iter_layers(model)):
         raise PrepareError("this model is prepared already; prepare the float model instead")
+    _refuse_wrapper(model)
     if first_last not in ("float", 8):
         raise PrepareError(f"first_last must be 'float' or 8; got {first_last!r}")
     if scale_parametrization not in ("log", "raw"):
@@ -126,6 +128,13 @@ def prepare(
     else:
         complete(model, request, lambda network: call(network, example_inputs))
     return model
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    # What is remembered about a model is remembered about the network inside.
+    if unwrap(model) is not model:
+        kind = type(model).__name__
+        raise PrepareError(f"this model is wrapped in {kind}; take the network inside, and wrap the switchable one")
 
 
 def _midrise(given: Collection[int]) -> tuple[int, ...]:
@@ -194,7 +203,9 @@ def apply_table(
 
     Raises:
         PrepareError: the model does not fit; the message names the layer. The model is unchanged but for adapters.
+            Or it is wrapped.
     """
+    _refuse_wrapper(model)
     adapt(model)
     _install(model, table, bits, options or QuantizerOptions())
 

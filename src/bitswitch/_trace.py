@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,16 @@ _KEEP_NONNEGATIVE = frozenset(
     """.split()  # noqa: SIM905
 )
 
+# Functions that make a tensor of the form of one that they are given: they read its shape, type or device, no values.
+_LIKE = frozenset(
+    """
+    empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_zeros new_ones new_full
+    new_tensor
+    """.split()  # noqa: SIM905
+)
+# Functions that give their first tensor the form of another one.
+_TAKE_FORM = frozenset("to type_as view_as expand_as reshape_as".split())  # noqa: SIM905
+
 
 @dataclass(frozen=True)
 class _Origin:
@@ -47,10 +57,12 @@ class Graph:
     Attributes:
         predecessors: the nodes that feed each executed node, through anything that is no node; in order of execution.
         nonnegative: whether all inputs that a node saw are known not to be negative.
+        read_elsewhere: the nodes whose weight a function was given while no node that holds it was executed.
     """
 
     predecessors: dict[str, set[str]] = field(default_factory=dict)
     nonnegative: dict[str, bool] = field(default_factory=dict)
+    read_elsewhere: set[str] = field(default_factory=set)
 
     @cached_property
     def successors(self) -> dict[str, set[str]]:
@@ -78,13 +90,26 @@ def _is_nonnegative(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], te
     return all(origin is not None and origin.nonnegative for origin in tensors) and all(s >= 0 for s in scalars)
 
 
-class _Tracer(TorchFunctionMode):
-    """Follow tensors through functions; nodes are entered and left by hooks, and nothing inside one is followed."""
+def _reads_values(name: str, args: tuple[Any, ...], tensor: Tensor, result: Any) -> bool:
+    """Whether a function makes tensors of the values of one that it is given, and not of its shape, type or device."""
+    if name in _LIKE or (name in _TAKE_FORM and args and args[0] is not tensor):
+        return False
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result))
 
-    def __init__(self) -> None:
+
+class _Tracer(TorchFunctionMode):
+    """Follow tensors through functions; nodes are entered and left by hooks, and nothing inside one is followed.
+
+    Args:
+        holders: the nodes that hold each weight, by its id.
+    """
+
+    def __init__(self, holders: Mapping[int, set[str]]) -> None:
         super().__init__()
         self.graph = Graph()
-        self.depth = 0
+        self._holders = holders
+        # The nodes being executed, outermost first.
+        self._inside: list[str] = []
         # Held by identity together with the tensor, so that no id is used again while it is known.
         self._origins: dict[int, tuple[Tensor, _Origin]] = {}
 
@@ -106,8 +131,12 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self.depth == 0:
-            given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for tensor in given:
+            holders = self._holders.get(id(tensor), set())
+            if holders.isdisjoint(self._inside) and _reads_values(_function_name(func), args, tensor, result):
+                self.graph.read_elsewhere |= holders
+        if not self._inside:
             origins = [self.origin(tensor) for tensor in given]
             if any(origins):
                 nonnegative = _is_nonnegative(_function_name(func), args, kwargs, origins)
@@ -117,16 +146,16 @@ class _Tracer(TorchFunctionMode):
         return result
 
     def enter(self, name: str, inputs: Any) -> None:
-        if self.depth == 0:
+        if not self._inside:
             self.graph.predecessors.setdefault(name, set()).update(self.sources(inputs))
             origins = [self.origin(leaf) for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
             nonnegative = bool(origins) and all(origin is not None and origin.nonnegative for origin in origins)
             self.graph.nonnegative[name] = self.graph.nonnegative.get(name, True) and nonnegative
-        self.depth += 1
+        self._inside.append(name)
 
     def leave(self, name: str, output: Any) -> None:
-        self.depth -= 1
-        if self.depth == 0:
+        self._inside.pop()
+        if not self._inside:
             self.mark(output, _Origin(frozenset({name})))
 
 
@@ -151,7 +180,12 @@ def trace(model: nn.Module, nodes: list[tuple[str, nn.Module]], run: Callable[[n
         nodes: (name, module) of the layers and normalisations to see.
         run: calls the model on example inputs.
     """
-    tracer = _Tracer()
+    holders: dict[int, set[str]] = {}
+    for name, module in nodes:
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            holders.setdefault(id(weight), set()).add(name)
+    tracer = _Tracer(holders)
     handles = list(_hooks(tracer, nodes))
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # The fast path of torch.nn's encoder layers reads weights instead of calling layers.

@@ -85,6 +85,18 @@ def test_subclasses_keep_what_they_add() -> None:
     assert bool((module(x) >= 0).all())
 
 
+def test_hooks_run_once() -> None:
+    module, calls = norm(), []
+    module.register_forward_pre_hook(lambda *_: calls.append("before"))
+    module.register_forward_hook(lambda *_, **__: calls.append("after"), with_kwargs=True)
+    module.register_full_backward_hook(lambda *_: calls.append("backward"))
+    module.register_state_dict_pre_hook(lambda *_: calls.append("state"))
+    make_per_width(module, BITS)
+    module(seeded(4, 3, 2, 5).requires_grad_()).sum().backward()
+    module.state_dict()
+    assert calls == ["before", "after", "backward", "state"]
+
+
 def test_names_in_the_state_dict() -> None:
     module = norm()
     make_per_width(module, (8, 2))

@@ -290,6 +290,9 @@ def test_kernels_run_where_they_can(dtype: torch.dtype) -> None:
     assert not _fused.usable(x.to("meta"), scale)
     assert not _fused.usable(x, scale.to("meta"))
     assert not _fused.usable(x, scale, scale.to("meta"))
+    for kind in (torch.float64, torch.bfloat16):
+        assert not _fused.usable(x, scale.to(kind))
+        assert not _fused.usable(x, scale, None, scale.to(kind))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)

@@ -45,6 +45,35 @@ def test_casting_a_network_keeps_scales_in_float32() -> None:
     assert all(p.dtype == torch.float32 for p in [*quantizer.parameters(), *inputs.parameters()])
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_scales_are_float32_whatever_the_default_is(kind: torch.dtype) -> None:
+    try:
+        torch.set_default_dtype(kind)
+        quantizers = [WeightQuantizer((4, 9), (8, 2)), ActivationQuantizer((8, 2), signed=True)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(t.dtype == torch.float32 for quantizer in quantizers for t in quantizer.state_dict().values())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("parametrization", ["log", "raw"])
+def test_an_assigned_state_becomes_float32(kind: torch.dtype, parametrization: str) -> None:
+    source, target = (WeightQuantizer((4, 9), (8, 2), parametrization=parametrization) for _ in range(2))  # pyright: ignore[reportArgumentType]
+    source.scale.set_(torch.tensor(0.25))
+    inputs, others = (ActivationQuantizer((8, 2), signed=True) for _ in range(2))
+    for bits in (8, 2):
+        inputs.set_(bits, torch.tensor(0.125), 1)
+    for old, new in ((source, target), (inputs, others)):
+        state = {name: value.to(kind) for name, value in old.state_dict().items()}
+        new.load_state_dict(state, assign=True)
+        assert all(value.dtype == kind for value in state.values())
+        assert all(torch.equal(value, old.state_dict()[name]) for name, value in new.state_dict().items())
+        assert all(value.dtype == torch.float32 for value in new.state_dict().values())
+    assert target.scale.parameter.requires_grad
+    weight = torch.linspace(-30, 30, 36).view(4, 9)
+    assert torch.equal(target(weight, 2), source(weight, 2))
+
+
 def test_an_unset_activation_quantizer_says_what_to_do() -> None:
     quantizer = ActivationQuantizer((8, 2), signed=False)
     quantizer.set_(8, torch.tensor(0.1))  # one of two widths

@@ -83,6 +83,17 @@ def test_frozen_batch_norm_stays_in_evaluation_mode() -> None:
     assert not torch.equal(before["bn3.norms.8.running_mean"], model.bn3.norms["8"].running_mean)
 
 
+def test_a_network_trains_in_training_mode_whatever_its_wrapper_says() -> None:
+    model = make_model().eval()
+    wrapped = nn.DataParallel(model)
+    assert wrapped.training
+    before = snapshot(model)
+    JointTrainer(wrapped, "cross_entropy", total_steps=5).step(make_batches(1)[0])
+    assert not torch.equal(before["bn2.norms.8.running_mean"], model.bn2.norms["8"].running_mean)
+    assert wrapped.training
+    assert not any(module.training for module in model.modules())
+
+
 def test_clipping_limits_the_weights_and_reports_the_norm() -> None:
     model = make_model()
     clipped: list[float] = []
@@ -100,6 +111,30 @@ def test_clipping_limits_the_weights_and_reports_the_norm() -> None:
     assert clipped == pytest.approx([1e-3], rel=1e-3)
     assert result.widths[4].gradient_norm is not None
     assert result.widths[4].gradient_norm > 1e-3
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e6])
+def test_gradients_of_all_widths_have_one_norm(max_norm: float) -> None:
+    trainer = JointTrainer(
+        make_model(),
+        "cross_entropy",
+        total_steps=5,
+        clip_grad_norm=max_norm,
+        optimizer=torch.optim.SGD,
+        algorithm="accumulate",
+    )
+    found: list[float] = []
+
+    def norm(*_: Any) -> None:
+        found.append(math.sqrt(sum(float(p.grad.square().sum()) for p in trainer._pair._names if p.grad is not None)))
+
+    assert trainer._pair._for_weights is not None
+    trainer._pair._for_weights.register_step_pre_hook(norm)
+    widths = trainer.step(make_batches(1)[0]).widths
+    assert (widths[8].gradient_norm, widths[4].gradient_norm) == (None, None)
+    assert widths[2].gradient_norm is not None
+    assert widths[2].gradient_norm > 1e-3
+    assert found == pytest.approx([min(max_norm, widths[2].gradient_norm)], rel=1e-3)
 
 
 def test_groups_of_a_factory_keep_their_ratio() -> None:
@@ -123,6 +158,20 @@ def test_scales_alone_can_be_trained() -> None:
     JointTrainer(model, "cross_entropy", total_steps=5, alrs=None).step(make_batches(1)[0])
     for name, value in parameters_of(model).items():
         assert torch.equal(value, before[name]) == ("quantizer" not in name)
+
+
+@pytest.mark.parametrize("algorithm", ["per-width", "accumulate"])
+def test_a_head_alone_can_be_trained(algorithm: Any) -> None:
+    model = quantized_mlp()
+    model.requires_grad_(False)
+    model[6].requires_grad_(True)
+    before = parameters_of(model)
+    trainer = JointTrainer(model, "cross_entropy", total_steps=5, algorithm=algorithm)
+    assert trainer._pair.can_skip
+    result = trainer.step(vector_batches(1)[0])
+    assert all(width.scale_gradient == 0 for width in result.widths.values())
+    moved = {name for name, value in parameters_of(model).items() if not torch.equal(value, before[name])}
+    assert moved == {"6.weight", "6.bias"}
 
 
 def test_autocast_runs_and_keeps_the_loss_in_float32() -> None:

@@ -19,6 +19,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"moments": "separate", "alrs_scope": "weight+activation"},
     {"algorithm": "accumulate", "alrs": None},
     {"optimizer": partial(torch.optim.SGD, momentum=0.9)},
+    {"optimizer": torch.optim.Adafactor},
     {"sampler": True},
 ]
 
@@ -87,6 +88,12 @@ def test_errors() -> None:
         trainer.load_state(tensors, {**meta, "step": "3"})
     with pytest.raises(CheckpointError, match="belongs to a parameter"):
         trainer.load_state({"scales/shared/conv9/exp_avg": torch.zeros(())}, meta)
+
+    kept = {name: value.clone() for name, value in trainer.state_tensors().items()}
+    state = {name: torch.zeros_like(value) for name, value in tensors.items()}
+    with pytest.raises(CheckpointError, match=r"shape \(4, 1, 2, 3\); expected \(4, 1, 3, 3\)"):
+        trainer.load_state({**state, "weights/conv1.weight/exp_avg": torch.zeros(4, 1, 2, 3)}, meta)
+    assert all(torch.equal(value, kept[name]) for name, value in trainer.state_tensors().items())
 
     class Strange(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:

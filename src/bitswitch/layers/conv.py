@@ -37,15 +37,15 @@ class SwitchableConv3d(SwitchableLayer, nn.Conv3d):
         return self._conv_forward(x, weight, self.bias)
 
 
-class _TransposedConv(SwitchableLayer):
+class TransposedConv(SwitchableLayer):
     """Weights are (C_in, C_out / groups, …); out-first, row g · C_out/groups + o is output channel o of group g."""
 
     groups: int
 
-    def out_first(self, weight: Tensor) -> Tensor:
+    def out_first(self, weight: Tensor) -> Tensor:  # noqa: D102
         return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
-    def from_out_first(self, weight: Tensor) -> Tensor:
+    def from_out_first(self, weight: Tensor) -> Tensor:  # noqa: D102
         return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
     def _transposed(self, function: Any, num_spatial: int, x: Tensor, output_size: list[int] | None) -> Tensor:
@@ -57,7 +57,7 @@ class _TransposedConv(SwitchableLayer):
         return function(x, weight, layer.bias, layer.stride, layer.padding, padding, layer.groups, layer.dilation)
 
 
-class SwitchableConvTranspose1d(_TransposedConv, nn.ConvTranspose1d):
+class SwitchableConvTranspose1d(TransposedConv, nn.ConvTranspose1d):
     """Transposed 1d convolution, (N, C_in, L) → (N, C_out, L_out)."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -65,7 +65,7 @@ class SwitchableConvTranspose1d(_TransposedConv, nn.ConvTranspose1d):
         return self._transposed(F.conv_transpose1d, 1, input, output_size)
 
 
-class SwitchableConvTranspose2d(_TransposedConv, nn.ConvTranspose2d):
+class SwitchableConvTranspose2d(TransposedConv, nn.ConvTranspose2d):
     """Transposed 2d convolution, (N, C_in, H, W) → (N, C_out, H_out, W_out)."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -73,7 +73,7 @@ class SwitchableConvTranspose2d(_TransposedConv, nn.ConvTranspose2d):
         return self._transposed(F.conv_transpose2d, 2, input, output_size)
 
 
-class SwitchableConvTranspose3d(_TransposedConv, nn.ConvTranspose3d):
+class SwitchableConvTranspose3d(TransposedConv, nn.ConvTranspose3d):
     """Transposed 3d convolution, (N, C_in, D, H, W) → (N, C_out, D_out, H_out, W_out)."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:

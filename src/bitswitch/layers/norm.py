@@ -94,6 +94,12 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and not isinstance(module, PerWidthNorm)
 
 
+def _without_hooks(norm: nn.Module) -> nn.Module:
+    """Take the hooks of every kind from a copy: the module around it keeps them, and they are to run once."""
+    norm.__dict__.update({name: value for name, value in vars(nn.Module()).items() if "hook" in name})
+    return norm
+
+
 def make_per_width(norm: nn.Module, bits: tuple[int, ...], next_bits: tuple[int, ...] | None = None) -> None:
     """Change a BatchNorm in place into one that has a copy of it for every width.
 
@@ -107,7 +113,7 @@ def make_per_width(norm: nn.Module, bits: tuple[int, ...], next_bits: tuple[int,
         # A BatchNorm of another library, such as timm's with an activation inside.
         _CLASSES[kind] = type(f"PerWidth{kind.__name__}", (PerWidthNorm, kind), {"__module__": __name__})
     keys = [norm_key(own, following) for own in bits for following in next_bits or (None,)]
-    copies = {key: copy.deepcopy(norm) for key in keys}
+    copies = {key: _without_hooks(copy.deepcopy(norm)) for key in keys}
     norm._parameters.clear()
     norm._buffers.clear()
     norm._modules.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -14,6 +16,7 @@ from bitswitch.layers.conv import (
     SwitchableConvTranspose1d,
     SwitchableConvTranspose2d,
     SwitchableConvTranspose3d,
+    TransposedConv,
 )
 from bitswitch.layers.embedding import SwitchableEmbedding
 from bitswitch.layers.foreign import import_target, qualified_name
@@ -88,6 +91,14 @@ def why_not(module: nn.Module) -> str | None:
     if weight.numel() == 0:
         return "its weight is empty"
     return None
+
+
+def layout(layer: nn.Module) -> tuple[Any, ...]:
+    """Return what the out-first view of a float layer's weight depends on: layers that share codes must agree in it."""
+    switchable = switchable_class(type(layer))
+    assert switchable is not None
+    # Groups of other convolutions do not change which rows belong to an output channel.
+    return switchable.out_first, layer.groups if issubclass(switchable, TransposedConv) else None
 
 
 def make_switchable(

@@ -21,21 +21,19 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def usable(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> bool:
-    """Whether kernels can run: all tensors plain and on the CPU, `x` float32 or bfloat16, nobody records operations.
+def usable(x: Tensor, *learned: Tensor | None) -> bool:
+    """Whether kernels can run: all tensors plain and on the CPU, of types that they read, nobody records operations.
 
     Args:
-        x: weight or input.
-        scale: its scale, or the parameter that the scale is formed from.
-        zero_point: its zero point, if it has one.
+        x: weight or input, float32 or bfloat16.
+        learned: its scale, or what the scale is formed from, and its zero point, if it has one; float32.
     """
     return (
         not torch.compiler.is_compiling()
         and kernels.native is not None
         and x.dtype in TYPES
         and _is_readable(x)
-        and _is_readable(scale)
-        and (zero_point is None or _is_readable(zero_point))
+        and all(t is None or (t.dtype == torch.float32 and _is_readable(t)) for t in learned)
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
     )

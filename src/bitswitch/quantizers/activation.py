@@ -111,7 +111,7 @@ class ActivationQuantizer(nn.Module):
         scale, zero_point = self._calibrated_scale(bits), self._zero_point_value(bits)
         top = self.top(bits)
         gain = 1.0 / math.sqrt(max(1, x.numel()) * top) if self.gradient_scale else 1.0
-        if usable(x, scale.parameter, zero_point):
+        if usable(x, *scale.held, zero_point):
             result = FusedInput.apply(x, *scale.learned(), zero_point, top, gain)
         else:
             result = ReferenceInput.apply(x, scale.value(), zero_point, top, gain)

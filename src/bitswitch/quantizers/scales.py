@@ -63,7 +63,10 @@ class _Clamp(torch.autograd.Function):
 
 
 class _KeepsFloat32(nn.Module):
-    """A module whose tensors stay float32 when the network is cast: integer codes depend on every bit of a scale."""
+    """A module whose tensors stay float32 when the network is cast or takes a state of another type.
+
+    Integer codes depend on every bit of a scale, and compiled kernels read float32.
+    """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         def move_only(tensor: Tensor) -> Tensor:
@@ -71,6 +74,13 @@ class _KeepsFloat32(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move_only, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # With assign=True the tensors of a state take the place of the module's own, whatever their type is.
+        for name, value in state_dict.items():
+            if name.startswith(prefix) and isinstance(value, Tensor) and value.dtype != torch.float32:
+                state_dict[name] = value.detach().float()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class PositiveScale(_KeepsFloat32):
@@ -91,7 +101,7 @@ class PositiveScale(_KeepsFloat32):
     def __init__(self, shape: Sequence[int] = (), parametrization: Parametrization = "log") -> None:
         super().__init__()
         self.parametrization: Parametrization = parametrization
-        unset = torch.full(tuple(shape), math.nan)
+        unset = torch.full(tuple(shape), math.nan, dtype=torch.float32)
         if parametrization == "log":
             self.register_buffer("origin", unset)
             self.log = nn.Parameter(torch.zeros_like(unset))
@@ -102,6 +112,11 @@ class PositiveScale(_KeepsFloat32):
     def parameter(self) -> nn.Parameter:
         """The learned parameter: `log` or `raw`."""
         return self.log if self.parametrization == "log" else self.raw
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """The tensors that the scale is formed from: (log, origin) or (raw,)."""
+        return (self.log, self.origin) if self.parametrization == "log" else (self.raw,)
 
     @property
     def is_set(self) -> bool:
@@ -166,8 +181,8 @@ class ZeroPoint(_KeepsFloat32):
     def __init__(self, top: int) -> None:
         super().__init__()
         self.top = top
-        self.register_buffer("origin", torch.zeros(()))
-        self.shift = nn.Parameter(torch.zeros(()))
+        self.register_buffer("origin", torch.zeros((), dtype=torch.float32))
+        self.shift = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
     def value(self) -> Tensor:
         """Return the integer-valued zero point as a float32 scalar, differentiable."""

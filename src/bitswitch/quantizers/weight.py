@@ -135,7 +135,7 @@ class WeightQuantizer(nn.Module):
             dtype: type of the result. Another one than float32 is the float32 result rounded to it.
         """
         stored_bits, gain = self.code_bits(bits), self._scale_gain(bits)
-        if usable(weight, self.scale_for(bits).parameter) and dtype in TYPES:
+        if usable(weight, *self.scale_for(bits).held) and dtype in TYPES:
             parameter, origin = self.scale_for(bits).learned() if rows is None else (self._scale(bits, rows), None)
             config = WeightConfig(stored_bits, bits, gain, dtype, bits in self.midrise)
             return FusedWeight.apply(weight, parameter, origin, config)  # pyright: ignore[reportReturnType]

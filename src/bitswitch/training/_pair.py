@@ -91,10 +91,9 @@ class OptimizerPair:
             layer.parameter.grad = None
 
     def update_held(self, base: BaseRates) -> None:
-        """Step both optimizers with the gradients of all widths (A.1) and clear them."""
+        """Step both optimizers with the gradients of all widths (A.1), clipped already, and clear them."""
         for parameter, gradient in self._held.items():
             parameter.grad = gradient
-        self.clip()
         self._step_weights(base.weights, None)
         self._for_scales.step(Rate(parameter, base.scales) for parameter in self.scales.names)
         self.zero_grad()
@@ -122,7 +121,7 @@ class OptimizerPair:
         return tensors, values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Put back what `state` returned.
+        """Put back what `state` returned, or raise and change nothing.
 
         Raises:
             CheckpointError: it belongs to other parameters.
@@ -133,9 +132,11 @@ class OptimizerPair:
             of_tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             return of_tensors, {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
 
-        self._for_scales.load_state(*select("scales/"))
+        for_scales = ScaleOptimizer(self.scales.names)
+        for_scales.load_state(*select("scales/"))
         of_weights = select("weights/")
         if self._for_weights is not None:
             restore_state(self._for_weights, self._names, *of_weights)
         elif any(of_weights):
             raise ConfigError("the state holds moments of weights, but no weight of this model is trained")
+        self._for_scales = for_scales

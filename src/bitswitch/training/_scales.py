@@ -61,6 +61,11 @@ class Scales:
         names = network.named_parameters()
         self.names: dict[nn.Parameter, str] = {p: name for name, p in names if p in members and p.requires_grad}
 
+    @property
+    def any_learns(self) -> bool:
+        """Whether the weight scale of any layer, of its active width, is trained."""
+        return any(layer.weight_quantizer.scale_for(layer.bits).parameter.requires_grad for _, layer in self.layers)
+
     def in_use(self) -> list[LayerStep]:
         """Return the layers whose weight scale has received a gradient, at their active widths.
 
@@ -111,8 +116,15 @@ class ScaleRule:
         return list(chosen.values())
 
 
-def maxima_of(used: list[LayerStep]) -> Tensor:
-    """Return max|∇s^i| of every layer, shape (L,)."""
+def maxima_of(used: list[LayerStep], scales: Scales) -> Tensor:
+    """Return max|∇s^i| of every layer, shape (L,); a single 0 where all weight scales are kept fixed.
+
+    Raises:
+        ConfigError: no weight scale that learns has a gradient.
+    """
+    if not used and not scales.any_learns:
+        _, layer = scales.layers[0]
+        return torch.zeros(1, device=layer.weight_quantizer.scale_for(layer.bits).parameter.device)
     return alrs.largest([layer.gradient for layer in used])
 
 

@@ -161,7 +161,8 @@ class JointTrainer:
             batch: what `loss_fn` takes.
 
         Raises:
-            DivergenceError: a loss, or the gradient of a weight scale, is NaN or infinite. Nothing has been updated
+            DivergenceError: a loss, the gradient of a weight scale or, with `clip_grad_norm`, the norm of the weights'
+                gradients is NaN or infinite. Nothing has been updated
                 with it, though the widths above have finished their steps, and BatchNorm has seen the batch (on a GPU
                 that of the widths below too).
             ConfigError: the schedule has ended at a learning rate of 0.
@@ -177,9 +178,11 @@ class JointTrainer:
                 self._pair.zero_grad()
                 teacher = self._float_teacher(batch)
                 refused = None
-                for bits in widths_at(self.turns, self.bits, self.num_steps):
+                turn = widths_at(self.turns, self.bits, self.num_steps)
+                for bits in turn:
                     done = self._forward_backward(bits, batch, teacher)
-                    measured.append(self._measure(bits, done))
+                    # The gradients of all widths (A.1) have a norm when they are added up.
+                    measured.append(self._measure(bits, done, clip=not self._accumulate or bits == turn[-1]))
                     if self._deferred:
                         refused = measured[-1].refusal(refused)
                     else:
@@ -220,16 +223,16 @@ class JointTrainer:
         distance, logits = (None if t is None else t.detach() for t in (distance, logits))
         return _Pass(precision, total.detach(), task.detach(), distance, logits)
 
-    def _measure(self, bits: int, done: _Pass) -> Measured:
+    def _measure(self, bits: int, done: _Pass, *, clip: bool) -> Measured:
         used = self._pair.scales.in_use()
-        maxima = maxima_of(used)
+        maxima = maxima_of(used, self._pair.scales)
         values = {
             "loss": done.loss,
             "task": done.task,
             "damping": alrs_rules.damping(maxima),
             "gradient": maxima.mean(),
             "distance": done.distance,
-            "norm": None if self._accumulate else self._pair.clip(),
+            "norm": self._pair.clip() if clip else None,
         }
         present = {name: value.float() for name, value in values.items() if value is not None}
         stacked = torch.stack(list(present.values()))
@@ -272,7 +275,8 @@ class JointTrainer:
         process = f", process {rank()}" if world_size() > 1 else ""
         where = f"at step {self.num_steps}, precision {precision}{process}"
         if math.isfinite(loss):
-            layer = "the weights" if bad_layer is None else f"the weight scale of layer {bad_layer!r}"
+            weights = "the weights, added up over the widths," if self._accumulate else "the weights"
+            layer = weights if bad_layer is None else f"the weight scale of layer {bad_layer!r}"
             return DivergenceError(f"the loss is finite but the gradient of {layer} is not, {where}")
 
         def forward() -> None:

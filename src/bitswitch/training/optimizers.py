@@ -63,7 +63,7 @@ class ScaleOptimizer:
     @property
     def can_skip(self) -> bool:
         """Whether `step` takes `skip`."""
-        return can_skip(self._optimizer("shared"))
+        return not self._names or can_skip(self._optimizer("shared"))
 
     def _optimizer(self, moments: str) -> Adam:
         if moments not in self._optimizers:
@@ -104,13 +104,14 @@ class ScaleOptimizer:
         """Restore what `state` returned.
 
         Raises:
-            CheckpointError: it belongs to other parameters.
+            CheckpointError: it belongs to other parameters; the state is then that of before.
         """
-        self._optimizers.clear()
+        found = ScaleOptimizer(self._names)
         for moments in sorted({key.partition("/")[0] for key in (*tensors, *values)}):
             prefix = f"{moments}/"
             own = ({k: v for k, v in part.items() if k.startswith(prefix)} for part in (tensors, values))
-            restore_state(self._optimizer(moments), self._names, *own, prefix=prefix)
+            restore_state(found._optimizer(moments), self._names, *own, prefix=prefix)
+        self._optimizers = found._optimizers
 
 
 def can_skip(optimizer: Optimizer) -> bool:
@@ -169,7 +170,7 @@ def restore_state(
     """Put back what `flatten_state` returned.
 
     Raises:
-        CheckpointError: a parameter is unknown, or a tensor does not have its shape.
+        CheckpointError: a parameter is unknown, or a tensor does not broadcast to its shape; nothing changes then.
     """
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     index = {names[parameter]: (i, parameter) for i, parameter in enumerate(ordered)}
@@ -180,13 +181,18 @@ def restore_state(
             raise CheckpointError(f"the optimizer state {name!r} belongs to a parameter that this model does not train")
         i, parameter = index[parameter_name]
         if isinstance(value, Tensor):
-            if value.dim() and value.shape != parameter.shape:
+            if value.dim() and not _broadcasts(value.shape, parameter.shape):
                 found, expected = tuple(value.shape), tuple(parameter.shape)
                 raise CheckpointError(f"the optimizer state {name!r} has the shape {found}; expected {expected}")
             value = value.detach().clone()
         state.setdefault(i, {})[key] = value
     # PyTorch's own loader knows which values must be on which device and of which type.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    """Whether a shape is that of a parameter, or has 1 in place of some sizes, as Adafactor's means of rows have."""
+    return len(shape) == len(to) and all(a in (1, b) for a, b in zip(shape, to, strict=True))
 
 
 def non_negative(name: str, value: float) -> float:
