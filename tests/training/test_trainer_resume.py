@@ -21,6 +21,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"optimizer": partial(torch.optim.SGD, momentum=0.9)},
     {"optimizer": torch.optim.Adafactor},
     {"sampler": True},
+    {"channels_last": True},
 ]
 
 
@@ -30,7 +31,10 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(options: dict[s
 
     def trainer() -> JointTrainer:
         own = {**options, "sampler": Draws() if options.get("sampler") else None}
-        return JointTrainer(make_model(seed=0), "cross_entropy", lr=0.01, total_steps=6, **own)
+        model: Any = make_model(seed=0)
+        if own.pop("channels_last", False):
+            model = model.to(memory_format=torch.channels_last)
+        return JointTrainer(model, "cross_entropy", lr=0.01, total_steps=6, **own)
 
     whole = trainer()
     for batch in batches[:3]:

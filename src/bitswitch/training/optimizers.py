@@ -184,10 +184,17 @@ def restore_state(
             if value.dim() and not _broadcasts(value.shape, parameter.shape):
                 found, expected = tuple(value.shape), tuple(parameter.shape)
                 raise CheckpointError(f"the optimizer state {name!r} has the shape {found}; expected {expected}")
-            value = value.detach().clone()
+            value = _laid_out(value, parameter)
         state.setdefault(i, {})[key] = value
     # PyTorch's own loader knows which values must be on which device and of which type.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """Copy a state, in the memory layout of its parameter if it has its shape: fused kernels pair them in memory."""
+    if value.shape != parameter.shape:
+        return value.detach().clone()
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value.detach())
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
