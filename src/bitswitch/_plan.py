@@ -12,12 +12,14 @@ from torch import nn
 from bitswitch._trace import Graph
 from bitswitch.errors import ArgumentError, BitswitchWarning, PrepareError
 from bitswitch.layers.norm import is_batch_norm
-from bitswitch.layers.registry import has_weight, why_not
+from bitswitch.layers.registry import float_weights, has_weight, why_not
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
 from bitswitch.quantizers import GRANULARITIES
 
 Selector = str | type[nn.Module]
 
+# What the reason of a layer begins with that stays float because of the weight that it shares.
+SHARES = "shares its weight"
 NOT_REACHED = "its forward is not called on the example inputs in evaluation mode"
 
 
@@ -73,6 +75,7 @@ def build_table(model: nn.Module, graph: Graph, request: Request) -> LayerTable:
     weighted = {name: module for name, module in nodes if has_weight(module)}
     entries = {name: _decide(name, module, graph, weighted, request) for name, module in weighted.items()}
     _settle_shared_weights(entries, weighted, request)
+    _count_float_weights(entries, weighted)
     if not any(entry.status == "quantized" for entry in entries.values()):
         reasons = "; ".join(f"{entry.name or '(the model)'}: {entry.reason}" for entry in list(entries.values())[:5])
         raise PrepareError(f"no layer of this model would be quantized ({reasons or 'it has no weighted layers'})")
@@ -185,7 +188,7 @@ def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str
                 other = floats[0] if floats else next(n for n in names if n != name)
                 entries[name] = replace(
                     LayerEntry(name=name, kind=entry.kind, status="float", shape=entry.shape),
-                    reason=f"shares its weight with {other}, which stays float",
+                    reason=f"{SHARES} with {other}, which stays float",
                 )
             elif not floats and name != names[0]:
                 owner = entries[names[0]]
@@ -196,6 +199,22 @@ def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str
                     granularity=owner.granularity,
                     group_size=owner.group_size,
                 )
+
+
+def _count_float_weights(entries: dict[str, LayerEntry], weighted: Mapping[str, nn.Module]) -> None:
+    """Say of float layers what their shapes do not: which weights they have that no earlier layer has."""
+    owners: dict[int, LayerEntry] = {}
+    for name, module in weighted.items():
+        entry, weights = entries[name], float_weights(module)
+        if entry.status == "float":
+            new = {id(weight): weight.numel() for weight in weights if id(weight) not in owners}
+            owner = owners.get(id(module._parameters.get("weight")))
+            if owner is not None and (owner.status, owner.shape) == ("float", entry.shape):
+                entries[name] = replace(entry, alias_of=owner.name)
+            elif sum(new.values()) != entry.own_weights:
+                entries[name] = replace(entry, num_weights=sum(new.values()))
+        for weight in weights:
+            owners.setdefault(id(weight), entry)
 
 
 def _norm_entry(
@@ -246,7 +265,7 @@ def _warn(entries: Mapping[str, LayerEntry]) -> None:
     named = [
         f"  {entry.name}: {entry.reason}"
         for entry in entries.values()
-        if entry.status == "float" and entry.reason not in expected and not entry.reason.startswith("shares its weight")
+        if entry.status == "float" and entry.reason not in expected and not entry.reason.startswith(SHARES)
     ]
     if named:
         warnings.warn(

@@ -242,10 +242,10 @@ def _check_fits(entry: LayerEntry, modules: Mapping[str, nn.Module], table: Laye
         reason = why_not(module) if has_weight(module) else f"{entry.kind} is not supported"
         if reason is not None:
             raise PrepareError(f"layer {entry.name!r} cannot be quantized: {reason}")
-        if entry.alias_of is not None:
-            owner = modules.get(entry.alias_of) if entry.alias_of in table else None
-            if owner is None or owner._parameters.get("weight") is not weight:
-                raise PrepareError(f"layer {entry.name!r} does not share its weight with {entry.alias_of!r}")
+    if entry.alias_of is not None:
+        owner = modules.get(entry.alias_of) if entry.alias_of in table else None
+        if owner is None or owner._parameters.get("weight") is not weight:
+            raise PrepareError(f"layer {entry.name!r} does not share its weight with {entry.alias_of!r}")
 
 
 def _weight_quantizer(module: nn.Module, entry: LayerEntry, options: QuantizerOptions) -> WeightQuantizer:

@@ -176,11 +176,12 @@ def _check_table(table: LayerTable, bits: tuple[int, ...]) -> None:
         if len(entry.shape) > MAX_DIMENSIONS or math.prod(max(1, size) for size in entry.shape) > MAX_CODES:
             raise CheckpointError(f"{where}: shape: expected at most {MAX_CODES} elements, found {entry.shape[:9]}")
         if entry.status == "float":
-            expected = entry.bits == () and entry.alias_of is None
+            expected = entry.bits == ()
         else:
             expected = validate_widths(entry.bits) == entry.bits and (len(entry.bits) == 1 or entry.bits == bits)
         if not expected:
             raise CheckpointError(f"{where}: bits: {entry.bits} do not fit the widths {bits} and status {entry.status}")
+        _check_count(entry, table, where)
         if entry.status == "quantized":
             _check_quantized(entry, table, where)
         if entry.width_from is not None:
@@ -197,6 +198,21 @@ def _check_table(table: LayerTable, bits: tuple[int, ...]) -> None:
                 raise CheckpointError(
                     f"{where}: width_to: {entry.width_to[:200]!r} is no quantized layer after a width_from"
                 )
+
+
+def _check_count(entry: LayerEntry, table: LayerTable, where: str) -> None:
+    """Check what says which weights a row counts, but for a quantized layer that shares one."""
+    count = entry.num_weights
+    if count is not None and (entry.status != "float" or entry.alias_of is not None or count > MAX_CODES):
+        raise CheckpointError(f"{where}: num_weights: expected it for float layers without alias_of, found {count}")
+    if entry.alias_of is None or entry.status == "quantized":
+        return
+    target = table.get(entry.alias_of)
+    stores = target is not None and target.status == "float" and target.alias_of is None and target.num_weights is None
+    if entry.status != "float" or target is None or not stores:
+        raise CheckpointError(f"{where}: alias_of: {entry.alias_of[:200]!r} is not a float layer that stores a weight")
+    if not entry.shape or target.shape != entry.shape:
+        raise CheckpointError(f"{where}: alias_of: {entry.alias_of[:200]!r} has another shape")
 
 
 def _check_quantized(entry: LayerEntry, table: LayerTable, where: str) -> None:

@@ -126,7 +126,7 @@ def _float_network(model: nn.Module) -> tuple[nn.Module, dict[str, list[nn.Param
         raise ConfigError(f"layer {frozen!r} holds stored integers; give the float model, or bitswitch.unfreeze(model)")
     state = network.__dict__.get("_bitswitch")
     if isinstance(state, ModelState):
-        names = [e.name for e in state.table.values() if e.status != "per-width" and e.alias_of is None]
+        names = [e.name for e in state.table.values() if e.status != "per-width"]
     else:
         network = copy.deepcopy(network)
         adapt(network)
