@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from bitswitch._bare import bare_matrices, bare_rows, in_order, small
 from bitswitch._trace import Graph
 from bitswitch.errors import ArgumentError, BitswitchWarning, PrepareError
 from bitswitch.layers.norm import is_batch_norm
@@ -71,7 +72,7 @@ def build_table(model: nn.Module, graph: Graph, request: Request) -> LayerTable:
         PrepareError: a selector matches nothing, a forced layer cannot be quantized, or nothing is left to quantize.
     """
     nodes = weighted_nodes(model)
-    _check_selectors(nodes, request)
+    _check_selectors(model, nodes, request)
     weighted = {name: module for name, module in nodes if has_weight(module)}
     entries = {name: _decide(name, module, graph, weighted, request) for name, module in weighted.items()}
     _settle_shared_weights(entries, weighted, request)
@@ -82,18 +83,22 @@ def build_table(model: nn.Module, graph: Graph, request: Request) -> LayerTable:
     for name, module in nodes:
         if name not in weighted:
             entries[name] = _norm_entry(name, module, graph, entries, request)
-    _warn(entries)
-    return LayerTable([entries[name] for name, _ in nodes])
+    entries |= bare_rows(model, lambda name, module: _selected(request.skip, name, module) is not None)
+    _warn(entries, small(entries.values()))
+    return LayerTable(in_order(model, entries))
 
 
-def _check_selectors(nodes: list[tuple[str, nn.Module]], request: Request) -> None:
-    for argument, items in (("skip", request.skip), ("force", request.force)):
+def _check_selectors(model: nn.Module, nodes: list[tuple[str, nn.Module]], request: Request) -> None:
+    layers = [(name, module) for name, module in nodes if has_weight(module)]
+    # What cannot be quantized in any case can be skipped, which says that one knows.
+    skippable = [*layers, *((name, module) for name, module, _ in bare_matrices(model))]
+    for argument, items, given in (("skip", request.skip, skippable), ("force", request.force, layers)):
         for item in items:
-            if not any(_matches(item, name, module, type(module)) for name, module in nodes if has_weight(module)):
+            if not any(_matches(item, name, module, type(module)) for name, module in given):
                 shown = item if isinstance(item, str) else item.__name__
                 raise PrepareError(f"{argument}={shown!r} matches no layer with weights in this model")
     for pattern, _ in request.granularity_of:
-        if not any(_matches(pattern, name, module, type(module)) for name, module in nodes if has_weight(module)):
+        if not any(_matches(pattern, name, module, type(module)) for name, module in layers):
             raise PrepareError(f"granularity for {pattern!r} matches no layer with weights in this model")
 
 
@@ -260,12 +265,13 @@ def _next_layer(name: str, graph: Graph, entries: Mapping[str, LayerEntry]) -> s
     return next((n for n in graph.predecessors if n in seen and _is_switchable(entries.get(n))), None)
 
 
-def _warn(entries: Mapping[str, LayerEntry]) -> None:
+def _warn(entries: Mapping[str, LayerEntry], quiet: Collection[str]) -> None:
     expected = ("skipped on request", "first layer", "last layer")
     named = [
         f"  {entry.name}: {entry.reason}"
         for entry in entries.values()
         if entry.status == "float" and entry.reason not in expected and not entry.reason.startswith(SHARES)
+        if entry.name not in quiet
     ]
     if named:
         warnings.warn(

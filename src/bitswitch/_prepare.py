@@ -16,7 +16,7 @@ from bitswitch.layers.adapters import adapt
 from bitswitch.layers.base import iter_layers, layer_of
 from bitswitch.layers.norm import is_batch_norm, make_per_width
 from bitswitch.layers.registry import has_weight, make_switchable, switchable_class, why_not
-from bitswitch.layers.table import LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
+from bitswitch.layers.table import PARAMETER, LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
 from bitswitch.quantizers.weight import check_midrise
@@ -52,7 +52,8 @@ def prepare(
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments for one forward pass.
             Without it, the model is completed by the first batch given to `bitswitch.calibrate`.
         skip: layers to leave in full precision: names, name patterns such as "layer1.*" (a name also covers what is
-            inside it), or classes.
+            inside it), or classes. Matrices that are bare parameters of other modules always stay so; skipped, they
+            are not named in the warning.
         force: layers to quantize although they are first or last, selected in the same way; takes precedence over skip.
         first_last: "float" leaves the first and last layers in full precision, as the paper does; 8 pins them to 8
             bits.
@@ -201,16 +202,21 @@ def apply_table(
 
 def _install(model: nn.Module, table: LayerTable, bits: tuple[int, ...], options: QuantizerOptions) -> None:
     modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     quantizers: dict[str, WeightQuantizer] = {}
     for entry in table.values():
+        if entry.kind == PARAMETER:
+            _check_parameter(entry, parameters)
+            continue
         _check_fits(entry, modules, table)
         if entry.status == "quantized":
             quantizers[entry.name] = _weight_quantizer(modules[entry.name], entry, options)
     for entry in table.values():
-        module = modules[entry.name]
         if entry.status == "per-width":
-            make_per_width(module, entry.bits, None if entry.width_to is None else table[entry.width_to].bits)
+            to = None if entry.width_to is None else table[entry.width_to].bits
+            make_per_width(modules[entry.name], entry.bits, to)
         elif entry.status == "quantized":
+            module = modules[entry.name]
             quantizer = quantizers[entry.alias_of or entry.name]
             make_switchable(module, quantizer, _input_quantizer(entry, options, module))
     model.__dict__["_bitswitch"] = ModelState(bits, table, Precision.of(bits[0]), options)
@@ -222,6 +228,14 @@ def _note_loaded(model: nn.Module, incompatible_keys: Any) -> None:
     quantizers = [layer.input_quantizer for _, layer in iter_layers(model)]
     if not incompatible_keys.missing_keys and all(q is None or q.calibrated for q in quantizers):
         model.__dict__["_bitswitch"].calibrated = True
+
+
+def _check_parameter(entry: LayerEntry, parameters: Mapping[str, nn.Parameter]) -> None:
+    parameter = parameters.get(entry.name)
+    if parameter is None or entry.status != "float":
+        raise PrepareError(f"the model has no parameter {entry.name!r} that stays float")
+    if isinstance(parameter, nn.UninitializedParameter) or tuple(parameter.shape) != entry.shape:
+        raise PrepareError(f"parameter {entry.name!r} has not the shape {entry.shape}")
 
 
 def _check_fits(entry: LayerEntry, modules: Mapping[str, nn.Module], table: LayerTable) -> None:

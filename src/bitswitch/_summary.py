@@ -48,7 +48,7 @@ class Summary:
 
     @property
     def num_weights(self) -> int:
-        """Weights of all layers but BatchNorm, shared ones counted once."""
+        """Weights of all layers but BatchNorm, and matrices of other modules; shared ones counted once."""
         return sum(entry.own_weights for entry in self.table.values())
 
     @property

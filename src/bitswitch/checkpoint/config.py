@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from bitswitch._files import FileRecord, read_document, read_settled
 from bitswitch._planes import planes_needed
 from bitswitch.errors import BitswitchError, CheckpointError
-from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
+from bitswitch.layers.table import PARAMETER, LayerEntry, LayerTable, QuantizerOptions
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import GRANULARITIES
 from bitswitch.quantizers.weight import check_midrise
@@ -201,7 +201,9 @@ def _check_table(table: LayerTable, bits: tuple[int, ...]) -> None:
 
 
 def _check_count(entry: LayerEntry, table: LayerTable, where: str) -> None:
-    """Check what says which weights a row counts, but for a quantized layer that shares one."""
+    """Check what says which weights a row counts, but for what only quantized layers have."""
+    if entry.kind == PARAMETER and entry.status != "float":
+        raise CheckpointError(f"{where}: status: expected 'float' for a parameter, found {entry.status!r}")
     count = entry.num_weights
     if count is not None and (entry.status != "float" or entry.alias_of is not None or count > MAX_CODES):
         raise CheckpointError(f"{where}: num_weights: expected it for float layers without alias_of, found {count}")

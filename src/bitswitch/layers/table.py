@@ -14,6 +14,8 @@ from bitswitch.precision import Precision
 
 STATUSES = ("quantized", "float", "per-width")
 INPUTS = ("unsigned", "signed", "float")
+# The kind of a row that is not of a layer, but of one parameter of a module that is no layer of a known kind.
+PARAMETER = "Parameter"
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,9 @@ class LayerEntry:
     """One row of the layer table.
 
     Attributes:
-        name: the layer's name in the model.
-        kind: its class before it was made switchable, such as "Conv2d".
+        name: the layer's name in the model; of a bare parameter the name of that.
+        kind: its class before it was made switchable, such as "Conv2d"; "Parameter" for a matrix that no layer of a
+            known kind has.
         status: "quantized", "float", or "per-width" for a BatchNorm with one set of parameters a width.
         reason: why a layer is float, or why it is pinned to one width; empty otherwise.
         shape: shape of its weight in the layer's own layout; () without one.

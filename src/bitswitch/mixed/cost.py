@@ -103,8 +103,8 @@ class CostTable:
 
     Attributes:
         layers: by name, in the order of the model.
-        float_bytes: bytes of the weights of the layers that stay float, recurrent ones included; shared ones count
-            once.
+        float_bytes: bytes of the weights of the layers that stay float, recurrent ones included, and of the matrices
+            of other modules; shared ones count once.
     """
 
     layers: Mapping[str, LayerCost]
