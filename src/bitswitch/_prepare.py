@@ -8,14 +8,15 @@ from typing import Any, Literal
 
 from torch import nn
 
+from bitswitch._fits import check_fits, check_parameter
 from bitswitch._initial import initialize_weight_scale
 from bitswitch._plan import Request, Selector, build_table, check_granularity, selectors, weighted_nodes
 from bitswitch._trace import trace
 from bitswitch.errors import ArgumentError, BitswitchError, PrepareError
 from bitswitch.layers.adapters import adapt
 from bitswitch.layers.base import iter_layers, layer_of
-from bitswitch.layers.norm import is_batch_norm, make_per_width
-from bitswitch.layers.registry import has_weight, make_switchable, switchable_class, why_not
+from bitswitch.layers.norm import make_per_width
+from bitswitch.layers.registry import make_switchable, switchable_class
 from bitswitch.layers.table import PARAMETER, LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
@@ -206,9 +207,9 @@ def _install(model: nn.Module, table: LayerTable, bits: tuple[int, ...], options
     quantizers: dict[str, WeightQuantizer] = {}
     for entry in table.values():
         if entry.kind == PARAMETER:
-            _check_parameter(entry, parameters)
+            check_parameter(entry, parameters)
             continue
-        _check_fits(entry, modules, table)
+        check_fits(entry, modules, table)
         if entry.status == "quantized":
             quantizers[entry.name] = _weight_quantizer(modules[entry.name], entry, options)
     for entry in table.values():
@@ -228,38 +229,6 @@ def _note_loaded(model: nn.Module, incompatible_keys: Any) -> None:
     quantizers = [layer.input_quantizer for _, layer in iter_layers(model)]
     if not incompatible_keys.missing_keys and all(q is None or q.calibrated for q in quantizers):
         model.__dict__["_bitswitch"].calibrated = True
-
-
-def _check_parameter(entry: LayerEntry, parameters: Mapping[str, nn.Parameter]) -> None:
-    parameter = parameters.get(entry.name)
-    if parameter is None or entry.status != "float":
-        raise PrepareError(f"the model has no parameter {entry.name!r} that stays float")
-    if isinstance(parameter, nn.UninitializedParameter) or tuple(parameter.shape) != entry.shape:
-        raise PrepareError(f"parameter {entry.name!r} has not the shape {entry.shape}")
-
-
-def _check_fits(entry: LayerEntry, modules: Mapping[str, nn.Module], table: LayerTable) -> None:
-    module = modules.get(entry.name)
-    if module is None:
-        raise PrepareError(f"the model has no layer {entry.name!r} ({entry.kind})")
-    if type(module).__name__ != entry.kind:
-        raise PrepareError(f"layer {entry.name!r} is a {type(module).__name__}, not a {entry.kind}")
-    if entry.status == "per-width":
-        if not is_batch_norm(module):
-            raise PrepareError(f"layer {entry.name!r} ({entry.kind}) is not a BatchNorm")
-        return
-    weight = module._parameters.get("weight")
-    if entry.shape and (weight is None or tuple(weight.shape) != entry.shape):
-        found = None if weight is None else tuple(weight.shape)
-        raise PrepareError(f"layer {entry.name!r} has a weight of shape {found}, not {entry.shape}")
-    if entry.status == "quantized":
-        reason = why_not(module) if has_weight(module) else f"{entry.kind} is not supported"
-        if reason is not None:
-            raise PrepareError(f"layer {entry.name!r} cannot be quantized: {reason}")
-    if entry.alias_of is not None:
-        owner = modules.get(entry.alias_of) if entry.alias_of in table else None
-        if owner is None or owner._parameters.get("weight") is not weight:
-            raise PrepareError(f"layer {entry.name!r} does not share its weight with {entry.alias_of!r}")
 
 
 def _weight_quantizer(module: nn.Module, entry: LayerEntry, options: QuantizerOptions) -> WeightQuantizer:
