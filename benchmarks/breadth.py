@@ -9,7 +9,6 @@ Networks have random weights: nothing is downloaded, and the figures say what is
 from __future__ import annotations
 
 import argparse
-import math
 import platform
 import tempfile
 import warnings
@@ -29,7 +28,7 @@ from bitswitch._plan import NOT_REACHED
 from bitswitch.checkpoint import load, save
 from bitswitch.errors import BitswitchWarning
 from bitswitch.layers import SwitchableLayer, iter_layers
-from bitswitch.layers.table import LayerEntry, state_of
+from bitswitch.layers.table import PARAMETER, LayerEntry, state_of
 
 BITS = (8, 6, 4, 2)
 # Input sizes in pixels: the smallest that the architecture allows; what is quantized does not depend on it.
@@ -220,15 +219,8 @@ def examine(network: nn.Module, inputs: Any, bits: tuple[int, ...] = BITS, **opt
 
 
 def _result(network: nn.Module, rows: list[LayerEntry], executed: set[str], exact: bool) -> Result:
-    # Rows of a shared weight agree in status; those of float layers are told apart by the parameter itself.
-    owners: dict[int, str] = {}
-    for name, module in network.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is not None:
-            owners.setdefault(id(weight), name)
-    shared = {n for n, m in network.named_modules() if owners.get(id(m._parameters.get("weight")), n) != n}
-    layers = [row for row in rows if row.status != "per-width"]
-    sizes = {row.name: 0 if row.name in shared else math.prod(row.shape) for row in layers}
+    layers = [row for row in rows if row.status != "per-width" and row.kind != PARAMETER]
+    sizes = {row.name: row.own_weights for row in layers}
     floats: Counter[str] = Counter()
     for row in layers:
         if row.status == "float":

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import bitswitch as bs
 from bitswitch._summary import format_bytes, summary
 from bitswitch.checkpoint import load, save
 from bitswitch.errors import PrepareError
+from bitswitch.mixed import measure_costs
 from tests.networks import Residual
 
 
@@ -68,6 +69,78 @@ def test_a_loaded_model_has_the_same_table(tmp_path: Path) -> None:
     model = prepared()
     save(model, tmp_path)
     assert str(summary(load(tmp_path, into=Residual(), bits=2))) == str(summary(model))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 8)
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 100, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.body(self.embed(tokens)))
+
+
+class Recurrent(nn.Module):
+    """Layers with weights that are not one of their own name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.lstm = nn.LSTM(8, 64)
+        self.cell = nn.GRUCell(64, 64)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(64, 64))
+        self.middle = nn.Linear(64, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.normed(self.cell(self.lstm(self.first(x))[0]))))
+
+
+RECURRENT = {"lstm": 4 * 64 * (8 + 64), "cell": 3 * 64 * (64 + 64), "normed": 64 * 64 + 64}
+
+
+def test_a_weight_that_float_layers_share_counts_once(tmp_path: Path) -> None:
+    tokens = torch.arange(6).view(2, 3)
+    model = bs.prepare(Tied(), example_inputs=tokens)
+    found = summary(model)
+    assert (found.num_weights, found.num_quantized) == (800 + 2 * 64, 2 * 64)
+    assert found.table["head"].alias_of == "embed"
+    assert "last layer; shares the weight of embed" in str(found)
+    assert measure_costs(model).float_bytes == 4 * 800
+    bs.calibrate(model, [tokens])
+    save(model, tmp_path)
+    assert str(summary(load(tmp_path, into=Tied()))) == str(found)
+
+
+@pytest.mark.filterwarnings("ignore::bitswitch.errors.BitswitchWarning")
+def test_weights_of_recurrent_and_parametrized_layers_count(tmp_path: Path) -> None:
+    x = torch.randn(4, 8)
+    model = bs.prepare(Recurrent(), example_inputs=x)
+    found = summary(model)
+    assert {name: found.table[name].num_weights for name in RECURRENT} == RECURRENT
+    assert found.num_weights == 64 + sum(RECURRENT.values()) + 512 + 24
+    assert found.num_quantized == 512
+    assert measure_costs(model).float_bytes == 4 * (found.num_weights - 512)
+    assert measure_costs(model).of(4).weight_bytes == found.bytes_at(4)
+    lstm = next(line for line in str(found).splitlines() if line.startswith("lstm"))
+    assert "18,432" in lstm
+    bs.calibrate(model, [x])
+    save(model, tmp_path)
+    assert str(summary(load(tmp_path, into=Recurrent()))) == str(found)
+
+
+@pytest.mark.filterwarnings("ignore::bitswitch.errors.BitswitchWarning")
+def test_a_weight_of_a_recurrent_layer_that_an_earlier_layer_has_counts_there() -> None:
+    network = Recurrent()
+    network.cell.weight_hh = nn.Parameter(network.lstm.weight_hh_l0.detach()[:192])
+    second = nn.GRUCell(64, 64)
+    second.weight_hh = network.cell.weight_hh
+    network.cell = nn.Sequential(network.cell, second)
+    table = summary(bs.prepare(network, example_inputs=torch.randn(4, 8))).table
+    assert (table["cell.0"].num_weights, table["cell.1"].num_weights) == (2 * 192 * 64, 192 * 64)
 
 
 def test_float_models_have_none() -> None:

@@ -9,15 +9,18 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from bitswitch._bare import bare_matrices, bare_rows, in_order, small
 from bitswitch._trace import Graph
 from bitswitch.errors import ArgumentError, BitswitchWarning, PrepareError
 from bitswitch.layers.norm import is_batch_norm
-from bitswitch.layers.registry import has_weight, layout, why_not
+from bitswitch.layers.registry import float_weights, has_weight, layout, why_not
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
 from bitswitch.quantizers import GRANULARITIES
 
 Selector = str | type[nn.Module]
 
+# What the reason of a layer begins with that stays float because of the weight that it shares.
+SHARES = "shares its weight"
 NOT_REACHED = "its forward is not called on the example inputs in evaluation mode"
 # That code would compute with the float weight in training and with the quantized one once it is stored.
 READ_ELSEWHERE = "its weight is read by other code too"
@@ -71,28 +74,33 @@ def build_table(model: nn.Module, graph: Graph, request: Request) -> LayerTable:
         PrepareError: a selector matches nothing, a forced layer cannot be quantized, or nothing is left to quantize.
     """
     nodes = weighted_nodes(model)
-    _check_selectors(nodes, request)
+    _check_selectors(model, nodes, request)
     weighted = {name: module for name, module in nodes if has_weight(module)}
     entries = {name: _decide(name, module, graph, weighted, request) for name, module in weighted.items()}
     _settle_shared_weights(entries, weighted, request)
+    _count_float_weights(entries, weighted)
     if not any(entry.status == "quantized" for entry in entries.values()):
         reasons = "; ".join(f"{entry.name or '(the model)'}: {entry.reason}" for entry in list(entries.values())[:5])
         raise PrepareError(f"no layer of this model would be quantized ({reasons or 'it has no weighted layers'})")
     for name, module in nodes:
         if name not in weighted:
             entries[name] = _norm_entry(name, module, graph, entries, request)
-    _warn(entries)
-    return LayerTable([entries[name] for name, _ in nodes])
+    entries |= bare_rows(model, lambda name, module: _selected(request.skip, name, module) is not None)
+    _warn(entries, small(entries.values()))
+    return LayerTable(in_order(model, entries))
 
 
-def _check_selectors(nodes: list[tuple[str, nn.Module]], request: Request) -> None:
-    for argument, items in (("skip", request.skip), ("force", request.force)):
+def _check_selectors(model: nn.Module, nodes: list[tuple[str, nn.Module]], request: Request) -> None:
+    layers = [(name, module) for name, module in nodes if has_weight(module)]
+    # What cannot be quantized in any case can be skipped, which says that one knows.
+    skippable = [*layers, *((name, module) for name, module, _ in bare_matrices(model))]
+    for argument, items, given in (("skip", request.skip, skippable), ("force", request.force, layers)):
         for item in items:
-            if not any(_matches(item, name, module, type(module)) for name, module in nodes if has_weight(module)):
+            if not any(_matches(item, name, module, type(module)) for name, module in given):
                 shown = item if isinstance(item, str) else item.__name__
                 raise PrepareError(f"{argument}={shown!r} matches no layer with weights in this model")
     for pattern, _ in request.granularity_of:
-        if not any(_matches(pattern, name, module, type(module)) for name, module in nodes if has_weight(module)):
+        if not any(_matches(pattern, name, module, type(module)) for name, module in layers):
             raise PrepareError(f"granularity for {pattern!r} matches no layer with weights in this model")
 
 
@@ -188,9 +196,7 @@ def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str
         for name in names:
             entry = entries[name]
             if (floats or len(layouts) > 1) and entry.status == "quantized":
-                reason = (
-                    f"shares its weight with {floats[0]}, which stays float" if floats else _other_layout(name, names)
-                )
+                reason = f"{SHARES} with {floats[0]}, which stays float" if floats else _other_layout(name, names)
                 entries[name] = LayerEntry(name, entry.kind, "float", reason, entry.shape)
             elif not floats and name != names[0]:
                 owner = entries[names[0]]
@@ -206,6 +212,22 @@ def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str
 def _other_layout(name: str, names: list[str]) -> str:
     other = next(n for n in names if n != name)
     return f"its weight is shared with {other}, and one of them has its output channels elsewhere"
+
+
+def _count_float_weights(entries: dict[str, LayerEntry], weighted: Mapping[str, nn.Module]) -> None:
+    """Say of float layers what their shapes do not: which weights they have that no earlier layer has."""
+    owners: dict[int, LayerEntry] = {}
+    for name, module in weighted.items():
+        entry, weights = entries[name], float_weights(module)
+        if entry.status == "float":
+            new = {id(weight): weight.numel() for weight in weights if id(weight) not in owners}
+            owner = owners.get(id(module._parameters.get("weight")))
+            if owner is not None and (owner.status, owner.shape) == ("float", entry.shape):
+                entries[name] = replace(entry, alias_of=owner.name)
+            elif sum(new.values()) != entry.own_weights:
+                entries[name] = replace(entry, num_weights=sum(new.values()))
+        for weight in weights:
+            owners.setdefault(id(weight), entry)
 
 
 def _norm_entry(
@@ -251,12 +273,13 @@ def _next_layer(name: str, graph: Graph, entries: Mapping[str, LayerEntry]) -> s
     return next((n for n in graph.predecessors if n in seen and _is_switchable(entries.get(n))), None)
 
 
-def _warn(entries: Mapping[str, LayerEntry]) -> None:
+def _warn(entries: Mapping[str, LayerEntry], quiet: Collection[str]) -> None:
     expected = ("skipped on request", "first layer", "last layer")
     named = [
         f"  {entry.name}: {entry.reason}"
         for entry in entries.values()
-        if entry.status == "float" and entry.reason not in expected and not entry.reason.startswith("shares its weight")
+        if entry.status == "float" and entry.reason not in expected and not entry.reason.startswith(SHARES)
+        if entry.name not in quiet
     ]
     if named:
         warnings.warn(

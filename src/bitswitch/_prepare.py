@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 from torch import nn
 
+from bitswitch._fits import check_fits, check_parameter
 from bitswitch._initial import initialize_weight_scale
 from bitswitch._plan import Request, Selector, build_table, check_granularity, selectors, weighted_nodes
 from bitswitch._trace import trace
 from bitswitch.errors import ArgumentError, BitswitchError, PrepareError
 from bitswitch.layers.adapters import adapt
 from bitswitch.layers.base import iter_layers, layer_of
-from bitswitch.layers.norm import is_batch_norm, make_per_width
-from bitswitch.layers.registry import has_weight, make_switchable, switchable_class, why_not
-from bitswitch.layers.table import LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
+from bitswitch.layers.norm import make_per_width
+from bitswitch.layers.registry import make_switchable, switchable_class
+from bitswitch.layers.table import PARAMETER, LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
 from bitswitch.quantizers.weight import check_midrise
@@ -52,7 +53,8 @@ def prepare(
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments for one forward pass.
             Without it, the model is completed by the first batch given to `bitswitch.calibrate`.
         skip: layers to leave in full precision: names, name patterns such as "layer1.*" (a name also covers what is
-            inside it), or classes.
+            inside it), or classes. Matrices that are bare parameters of other modules always stay so; skipped, they
+            are not named in the warning.
         force: layers to quantize although they are first or last, selected in the same way; takes precedence over skip.
         first_last: "float" leaves the first and last layers in full precision, as the paper does; 8 pins them to 8
             bits.
@@ -212,16 +214,21 @@ def apply_table(
 
 def _install(model: nn.Module, table: LayerTable, bits: tuple[int, ...], options: QuantizerOptions) -> None:
     modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     quantizers: dict[str, WeightQuantizer] = {}
     for entry in table.values():
-        _check_fits(entry, modules, table)
+        if entry.kind == PARAMETER:
+            check_parameter(entry, parameters)
+            continue
+        check_fits(entry, modules, table)
         if entry.status == "quantized":
             quantizers[entry.name] = _weight_quantizer(modules[entry.name], entry, options)
     for entry in table.values():
-        module = modules[entry.name]
         if entry.status == "per-width":
-            make_per_width(module, entry.bits, None if entry.width_to is None else table[entry.width_to].bits)
+            to = None if entry.width_to is None else table[entry.width_to].bits
+            make_per_width(modules[entry.name], entry.bits, to)
         elif entry.status == "quantized":
+            module = modules[entry.name]
             quantizer = quantizers[entry.alias_of or entry.name]
             make_switchable(module, quantizer, _input_quantizer(entry, options, module))
     model.__dict__["_bitswitch"] = ModelState(bits, table, Precision.of(bits[0]), options)
@@ -233,30 +240,6 @@ def _note_loaded(model: nn.Module, incompatible_keys: Any) -> None:
     quantizers = [layer.input_quantizer for _, layer in iter_layers(model)]
     if not incompatible_keys.missing_keys and all(q is None or q.calibrated for q in quantizers):
         model.__dict__["_bitswitch"].calibrated = True
-
-
-def _check_fits(entry: LayerEntry, modules: Mapping[str, nn.Module], table: LayerTable) -> None:
-    module = modules.get(entry.name)
-    if module is None:
-        raise PrepareError(f"the model has no layer {entry.name!r} ({entry.kind})")
-    if type(module).__name__ != entry.kind:
-        raise PrepareError(f"layer {entry.name!r} is a {type(module).__name__}, not a {entry.kind}")
-    if entry.status == "per-width":
-        if not is_batch_norm(module):
-            raise PrepareError(f"layer {entry.name!r} ({entry.kind}) is not a BatchNorm")
-        return
-    weight = module._parameters.get("weight")
-    if entry.shape and (weight is None or tuple(weight.shape) != entry.shape):
-        found = None if weight is None else tuple(weight.shape)
-        raise PrepareError(f"layer {entry.name!r} has a weight of shape {found}, not {entry.shape}")
-    if entry.status == "quantized":
-        reason = why_not(module) if has_weight(module) else f"{entry.kind} is not supported"
-        if reason is not None:
-            raise PrepareError(f"layer {entry.name!r} cannot be quantized: {reason}")
-        if entry.alias_of is not None:
-            owner = modules.get(entry.alias_of) if entry.alias_of in table else None
-            if owner is None or owner._parameters.get("weight") is not weight:
-                raise PrepareError(f"layer {entry.name!r} does not share its weight with {entry.alias_of!r}")
 
 
 def _weight_quantizer(module: nn.Module, entry: LayerEntry, options: QuantizerOptions) -> WeightQuantizer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from bitswitch._plan import SHARES
 from bitswitch._planes import planes_needed
 from bitswitch.layers.table import EngineState, LayerEntry, LayerTable, state_of
 
@@ -47,13 +48,13 @@ class Summary:
 
     @property
     def num_weights(self) -> int:
-        """Weights of all layers but BatchNorm, shared ones counted once."""
-        return sum(math.prod(entry.shape) for entry in self._weighted())
+        """Weights of all layers but BatchNorm, and matrices of other modules; shared ones counted once."""
+        return sum(entry.own_weights for entry in self.table.values())
 
     @property
     def num_quantized(self) -> int:
         """Those of them that are quantized."""
-        return sum(math.prod(entry.shape) for entry in self._weighted() if entry.status == "quantized")
+        return sum(entry.own_weights for entry in self.table.select("quantized"))
 
     def bytes_at(self, bits: int) -> int:
         """Return how many bytes the weights of all layers take at a uniform width, stored as packed bit planes.
@@ -61,18 +62,15 @@ class Summary:
         Args:
             bits: one of the candidate widths.
         """
-        return sum(self._bytes(entry, bits) for entry in self._weighted())
+        return sum(self._bytes(entry, bits) for entry in self.table.values())
 
     @property
     def float_bytes(self) -> int:
         """Bytes of the same weights as float32."""
         return 4 * self.num_weights
 
-    def _weighted(self) -> list[LayerEntry]:
-        return [e for e in self.table.values() if e.status != "per-width" and e.shape and e.alias_of is None]
-
     def _bytes(self, entry: LayerEntry, bits: int) -> int:
-        count = math.prod(entry.shape)
+        count = entry.own_weights
         if entry.status != "quantized" or not self.shared:
             return 4 * count
         stored = entry.bits[0]
@@ -149,12 +147,13 @@ def format_bytes(size: int) -> str:
 def _cells(entry: LayerEntry) -> tuple[str, ...]:
     scales = f"group of {entry.group_size}" if entry.granularity == "group" else entry.granularity
     notes = [entry.reason]
-    if entry.alias_of is not None:
+    if entry.alias_of is not None and not entry.reason.startswith(SHARES):
         notes.append(f"shares the weight of {entry.alias_of}")
     if entry.width_from is not None:
         notes.append(f"width of {entry.width_from}")
     if entry.width_to is not None:
         notes.append(f"next {entry.width_to}")
+    count = math.prod(entry.shape) if entry.shape else entry.num_weights
     return (
         entry.name,
         entry.kind,
@@ -163,7 +162,7 @@ def _cells(entry: LayerEntry) -> tuple[str, ...]:
         scales or "–",
         entry.input if entry.status == "quantized" else "–",
         "×".join(map(str, entry.shape)) or "–",
-        f"{math.prod(entry.shape):,}" if entry.shape else "–",
+        "–" if count is None else f"{count:,}",
         "; ".join(filter(None, notes)),
     )
 

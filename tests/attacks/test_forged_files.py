@@ -41,6 +41,17 @@ def row(name: str, field: str, value: object) -> Callable[[Forge], None]:
     return lambda forge: forge.layers[name].__setitem__(field, value)
 
 
+def float_row(**fields: object) -> Callable[[Forge], None]:
+    """Add a row of a float layer."""
+    plain = {"name": "extra", "kind": "LSTM", "status": "float", "shape": [], "bits": [], "granularity": ""}
+
+    def change(forge: Forge) -> None:
+        rows = forge.config["layers"]
+        rows.append({**rows[0], **plain, "reason": "", "input": "float", **fields})
+
+    return change
+
+
 def config_text(edit: Callable[[bytes], bytes]) -> Callable[[Forge], None]:
     def change(forge: Forge) -> None:
         forge.config_raw = seal(edit(encode(forge.config) + b"\n"))
@@ -144,6 +155,19 @@ attack("alias-nowhere", "alias_of: 'nix'", row("fc2", "alias_of", "nix"))
 attack("alias-of-itself", "alias_of: 'fc2'", row("fc2", "alias_of", "fc2"))
 attack("alias-of-another-shape", "another shape or other bits", row("fc2", "alias_of", "head"))
 attack("alias-of-a-norm", "alias_of: 'bn'", row("fc2", "alias_of", "bn"))
+attack("alias-of-float-nowhere", "alias_of: 'nix'", float_row(alias_of="nix"))
+attack("alias-of-float-itself", "alias_of: 'extra'", float_row(alias_of="extra"))
+attack("alias-of-float-and-quantized", "alias_of: 'mid'", float_row(alias_of="mid"))
+attack("alias-of-a-norm-row", "alias_of: 'mid' is not a float layer", row("bn", "alias_of", "mid"))
+attack("alias-of-float-with-count", "num_weights: expected it", float_row(alias_of="mid", num_weights=3))
+attack("parameter-of-bits", "expected 'float' for a parameter", row("mid", "kind", "Parameter"))
+attack("parameter-nowhere", "no parameter 'extra'", float_row(kind="Parameter", shape=[2, 2]))
+attack("parameter-shape", "'stem.bias' has not the shape", float_row(kind="Parameter", name="stem.bias", shape=[2, 2]))
+attack("count-of-a-quantized-layer", "num_weights: expected it", row("mid", "num_weights", 3))
+attack("count-huge", "num_weights: expected it", float_row(num_weights=2**41))
+attack("count-negative", "field 'num_weights'", float_row(num_weights=-1))
+attack("count-bool", "field 'num_weights'", float_row(num_weights=True))
+attack("count-null", "field 'num_weights'", float_row(num_weights=None))
 attack("width-from-nowhere", "width_from: 'nix'", row("bn", "width_from", "nix"))
 attack("width-from-missing-width", "width_from: 'stem'", row("bn", "width_from", "stem"))
 attack("width-to-nowhere", "width_to: 'nix'", row("bn", "width_to", "nix"))

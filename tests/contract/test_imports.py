@@ -16,7 +16,7 @@ LEVELS = [
     {"errors", "precision", "rounding", "kernels", "_files", "_planes"},
     {"quantizers"},
     {"layers"},
-    {"_trace", "_plan", "_initial", "_batch_norm", "_prepare", "_calibrate", "switching", "_summary"},
+    {"_trace", "_bare", "_plan", "_fits", "_initial", "_batch_norm", "_prepare", "_calibrate", "switching", "_summary"},
     {"training", "mixed", "checkpoint", "runtime"},
     {"_deploy", "export", "integrations", "models", "data"},
     {"report", "recipes", "bench"},

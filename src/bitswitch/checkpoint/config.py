@@ -10,17 +10,15 @@ from typing import Any, TypeVar
 
 from bitswitch._files import FileRecord, read_document, read_settled
 from bitswitch._planes import planes_needed
+from bitswitch.checkpoint.rows import MAX_CODES, check_table
 from bitswitch.errors import BitswitchError, CheckpointError
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
 from bitswitch.precision import Precision, validate_widths
-from bitswitch.quantizers import GRANULARITIES
 from bitswitch.quantizers.weight import check_midrise
 
 CONFIG_NAME = "config.json"
 FORMAT = "bitswitch"
 VERSION = 1
-MAX_CODES = 1 << 40
-MAX_DIMENSIONS = 8
 
 T = TypeVar("T")
 
@@ -150,7 +148,7 @@ def parse_config(members: Mapping[str, Any], where: str) -> CheckpointConfig:
             raise CheckpointError("bits: expected a list")
         bits = validate_widths(members["bits"])
         table = LayerTable.from_json(members["layers"])
-        _check_table(table, bits)
+        check_table(table, bits)
         options = _parse_options(members["options"], bits)
         precision = Precision.from_json(members["precision"])
         resolved = precision.resolve(table.available)
@@ -166,57 +164,6 @@ def parse_config(members: Mapping[str, Any], where: str) -> CheckpointConfig:
                 f"{where}: precision: needs {count} planes of {name!r}, {weights[name].planes} stored"
             )
     return config
-
-
-def _check_table(table: LayerTable, bits: tuple[int, ...]) -> None:
-    for entry in table.values():
-        where = f"layers: {entry.name[:200]!r}"
-        if len(entry.name) > 512 or "\0" in entry.name:
-            raise CheckpointError(f"{where}: name: expected at most 512 characters without NUL")
-        if len(entry.shape) > MAX_DIMENSIONS or math.prod(max(1, size) for size in entry.shape) > MAX_CODES:
-            raise CheckpointError(f"{where}: shape: expected at most {MAX_CODES} elements, found {entry.shape[:9]}")
-        if entry.status == "float":
-            expected = entry.bits == () and entry.alias_of is None
-        else:
-            expected = validate_widths(entry.bits) == entry.bits and (len(entry.bits) == 1 or entry.bits == bits)
-        if not expected:
-            raise CheckpointError(f"{where}: bits: {entry.bits} do not fit the widths {bits} and status {entry.status}")
-        if entry.status == "quantized":
-            _check_quantized(entry, table, where)
-        if entry.width_from is not None:
-            source = table.get(entry.width_from)
-            if source is None or source.status != "quantized" or not set(source.bits) <= set(entry.bits):
-                raise CheckpointError(
-                    f"{where}: width_from: {entry.width_from[:200]!r} is no quantized layer of its widths"
-                )
-        elif entry.status == "per-width" and entry.bits != bits:
-            raise CheckpointError(f"{where}: bits: expected {bits}, as width_from is null")
-        if entry.width_to is not None:
-            following = table.get(entry.width_to)
-            if entry.width_from is None or following is None or following.status != "quantized":
-                raise CheckpointError(
-                    f"{where}: width_to: {entry.width_to[:200]!r} is no quantized layer after a width_from"
-                )
-
-
-def _check_quantized(entry: LayerEntry, table: LayerTable, where: str) -> None:
-    if entry.granularity not in GRANULARITIES:
-        raise CheckpointError(
-            f"{where}: granularity: expected one of {GRANULARITIES}, found {entry.granularity[:40]!r}"
-        )
-    if (entry.granularity == "group") != (entry.group_size is not None):
-        raise CheckpointError(f"{where}: group_size: goes with the granularity 'group', found {entry.group_size}")
-    if not entry.shape or 0 in entry.shape:
-        raise CheckpointError(f"{where}: shape: expected a weight with elements, found {entry.shape}")
-    if entry.alias_of is None:
-        return
-    target = table.get(entry.alias_of)
-    if target is None or target.status != "quantized" or target.alias_of is not None:
-        raise CheckpointError(
-            f"{where}: alias_of: {entry.alias_of[:200]!r} is not a quantized layer that stores a weight"
-        )
-    if math.prod(target.shape) != math.prod(entry.shape) or target.bits != entry.bits:
-        raise CheckpointError(f"{where}: alias_of: {entry.alias_of[:200]!r} has another shape or other bits")
 
 
 _OPTIONAL = ("midrise", "activation_bits")

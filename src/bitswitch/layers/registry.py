@@ -68,6 +68,23 @@ def has_weight(module: nn.Module) -> bool:
     return isinstance(module, _WEIGHTED) or qualified_name(type(module)) in _FOREIGN_CLASSES
 
 
+def float_weights(module: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of a weighted module as it stores them; several if it is recurrent or parametrized.
+
+    The biases of such a module, and whatever else it has besides a plain weight, are not among them.
+    """
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        found = [weight]
+    else:
+        found = [parameter for name, parameter in module.named_parameters(recurse=False) if "weight" in name]
+        if parametrize.is_parametrized(module):
+            assert isinstance(module.parametrizations, nn.Module)
+            found += module.parametrizations.parameters()
+    # An attention that is not adapted has biases of three dimensions, which are called so.
+    return [p for p in found if not isinstance(p, nn.UninitializedParameter) and (p is weight or p.dim() > 1)]
+
+
 def why_not(module: nn.Module) -> str | None:
     """Return why a weighted module cannot be made switchable, or None if it can."""
     if isinstance(module, nn.MultiheadAttention):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from bitswitch.precision import Precision
 
 STATUSES = ("quantized", "float", "per-width")
 INPUTS = ("unsigned", "signed", "float")
+# The kind of a row that is not of a layer, but of one parameter of a module that is no layer of a known kind.
+PARAMETER = "Parameter"
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,9 @@ class LayerEntry:
     """One row of the layer table.
 
     Attributes:
-        name: the layer's name in the model.
-        kind: its class before it was made switchable, such as "Conv2d".
+        name: the layer's name in the model; of a bare parameter the name of that.
+        kind: its class before it was made switchable, such as "Conv2d"; "Parameter" for a matrix that no layer of a
+            known kind has.
         status: "quantized", "float", or "per-width" for a BatchNorm with one set of parameters a width.
         reason: why a layer is float, or why it is pinned to one width; empty otherwise.
         shape: shape of its weight in the layer's own layout; () without one.
@@ -29,9 +33,11 @@ class LayerEntry:
         granularity: of the weight scale: "tensor", "channel" or "group"; "" unless quantized.
         group_size: inputs that share a scale, for "group".
         input: "unsigned", "signed" or "float": how its input is quantized.
-        alias_of: name of the quantized layer that stores the weight which this one shares.
+        alias_of: name of the earlier layer that stores the weight which this one shares; both are quantized, or float.
         width_from: for a BatchNorm, the layer whose width it follows under a per-layer precision.
         width_to: for a transitional BatchNorm, the next layer, whose width it follows too.
+        num_weights: of a float layer whose weights are not one of `shape`, such as an LSTM: how many it has that no
+            earlier row has; None otherwise.
     """
 
     name: str
@@ -46,6 +52,19 @@ class LayerEntry:
     alias_of: str | None = None
     width_from: str | None = None
     width_to: str | None = None
+    num_weights: int | None = None
+
+    @property
+    def own_weights(self) -> int:
+        """Number of weights that count for this row: none for a BatchNorm, or if another layer stores them."""
+        if self.num_weights is not None:
+            return self.num_weights
+        counts = bool(self.shape) and self.status != "per-width" and self.alias_of is None
+        return math.prod(self.shape) if counts else 0
+
+
+# Members of a row in JSON that are absent where they say nothing.
+_OPTIONAL = ("width_to", "num_weights")
 
 
 class LayerTable(Mapping[str, LayerEntry]):
@@ -79,9 +98,9 @@ class LayerTable(Mapping[str, LayerEntry]):
         return {entry.name: entry.bits for entry in self.select("quantized")}
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return a list of plain dictionaries, without `width_to` where that is None."""
+        """Return a list of plain dictionaries, without `width_to` and `num_weights` where they are None."""
         rows = [asdict(entry) | {"shape": list(entry.shape), "bits": list(entry.bits)} for entry in self.values()]
-        return [{k: v for k, v in row.items() if k != "width_to" or v is not None} for row in rows]
+        return [{k: v for k, v in row.items() if k not in _OPTIONAL or v is not None} for row in rows]
 
     @classmethod
     def from_json(cls, rows: object) -> LayerTable:
@@ -96,8 +115,8 @@ class LayerTable(Mapping[str, LayerEntry]):
 
 
 def _entry_from_json(index: int, row: object) -> LayerEntry:
-    names = [item.name for item in fields(LayerEntry) if item.name != "width_to"]
-    if not isinstance(row, dict) or set(row) - {"width_to"} != set(names):
+    names = [item.name for item in fields(LayerEntry) if item.name not in _OPTIONAL]
+    if not isinstance(row, dict) or set(row).difference(_OPTIONAL) != set(names):
         raise ConfigError(f"row {index} of the layer table must have the fields {', '.join(names)}")
 
     def fail(name: str) -> ConfigError:
@@ -111,6 +130,8 @@ def _entry_from_json(index: int, row: object) -> LayerEntry:
             raise fail(name)
     if not isinstance(row.get("width_to", ""), str):
         raise fail("width_to")
+    if type(row.get("num_weights", 0)) is not int or row.get("num_weights", 0) < 0:
+        raise fail("num_weights")
     for name in ("shape", "bits"):
         if not isinstance(row[name], list) or not all(type(item) is int and item >= 0 for item in row[name]):
             raise fail(name)

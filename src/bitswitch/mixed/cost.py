@@ -16,7 +16,7 @@ from bitswitch._prepare import call
 from bitswitch.errors import ArgumentError, ConfigError
 from bitswitch.layers.base import SwitchableLayer, float_forward, layer_of
 from bitswitch.layers.modes import in_mode
-from bitswitch.layers.table import LayerEntry, state_of, unwrap
+from bitswitch.layers.table import state_of, unwrap
 from bitswitch.precision import Precision
 
 # What a float operand counts in BitOPs.
@@ -103,7 +103,8 @@ class CostTable:
 
     Attributes:
         layers: by name, in the order of the model.
-        float_bytes: bytes of the weights of the layers that stay float.
+        float_bytes: bytes of the weights of the layers that stay float, recurrent ones included, and of the matrices
+            of other modules; shared ones count once.
     """
 
     layers: Mapping[str, LayerCost]
@@ -202,7 +203,7 @@ def measure_costs(
         entry.name: LayerCost(
             name=entry.name,
             bits=entry.bits,
-            num_weights=0 if entry.alias_of else math.prod(entry.shape),
+            num_weights=entry.own_weights,
             num_macs=None if traced is None else traced[entry.name][0],
             num_inputs=None if traced is None else traced[entry.name][1],
             float_input=entry.input == "float",
@@ -214,11 +215,7 @@ def measure_costs(
         )
         for entry in table.select("quantized")
     }
-    return CostTable(layers, sum(4 * math.prod(e.shape) for e in table.values() if _stays_float(e)))
-
-
-def _stays_float(entry: LayerEntry) -> bool:
-    return entry.status == "float" and bool(entry.shape) and entry.alias_of is None
+    return CostTable(layers, 4 * sum(entry.own_weights for entry in table.select("float")))
 
 
 def _count_macs(network: nn.Module, names: Mapping[str, Any], inputs: Any) -> dict[str, tuple[int, int]]:

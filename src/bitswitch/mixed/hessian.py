@@ -20,7 +20,7 @@ from bitswitch.layers.adapters import adapt
 from bitswitch.layers.base import float_forward, iter_layers
 from bitswitch.layers.modes import in_mode
 from bitswitch.layers.registry import has_weight
-from bitswitch.layers.table import ModelState, unwrap
+from bitswitch.layers.table import PARAMETER, ModelState, unwrap
 from bitswitch.mixed._accumulate import Moments, merged, summed
 from bitswitch.mixed.sensitivity import Sensitivity, Trace, fingerprint
 from bitswitch.switching import at
@@ -127,7 +127,7 @@ def _float_network(model: nn.Module) -> tuple[nn.Module, dict[str, list[nn.Param
         raise ConfigError(f"layer {frozen!r} holds stored integers; give the float model, or bitswitch.unfreeze(model)")
     state = network.__dict__.get("_bitswitch")
     if isinstance(state, ModelState):
-        names = [e.name for e in state.table.values() if e.status != "per-width" and e.alias_of is None]
+        names = [e.name for e in state.table.values() if e.status != "per-width" and e.kind != PARAMETER]
     else:
         network = copy.deepcopy(network)
         adapt(network)

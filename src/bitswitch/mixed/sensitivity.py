@@ -20,7 +20,7 @@ from bitswitch._plan import weighted_nodes
 from bitswitch.errors import BitswitchWarning, ConfigError
 from bitswitch.layers.adapters import adapt
 from bitswitch.layers.registry import has_weight
-from bitswitch.layers.table import ModelState, unwrap
+from bitswitch.layers.table import PARAMETER, ModelState, unwrap
 
 VERSION = 1
 # How many standard errors an estimate must be away from zero to count as different from it.
@@ -187,7 +187,8 @@ def structure(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return (kind, weight shape) of every weighted layer of a float or prepared model, the same for both."""
     state = unwrap(model).__dict__.get("_bitswitch")
     if isinstance(state, ModelState):
-        return {e.name: (e.kind, e.shape) for e in state.table.values() if e.status != "per-width"}
+        layers = [e for e in state.table.values() if e.status != "per-width" and e.kind != PARAMETER]
+        return {e.name: (e.kind, e.shape) for e in layers}
     network = copy.deepcopy(unwrap(model))
     adapt(network)
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
