@@ -75,6 +75,7 @@ def test_missing_field_is_named() -> None:
         ("run", {"log_every": 0}, "run.log_every must be at least 1"),
         ("prepare", {"bits": (8, 9)}, "prepare.bits"),
         ("start", {"pretrained": True, "weights": "w.safetensors"}, "exclude each other"),
+        ("model", {"options": {"num_classes": 5}}, "model.options cannot have 'num_classes'; use model.num-classes"),
         ("joint", {"algorithm": "accumulate"}, "joint.alrs must be off"),
         ("joint", {"algorithm": "accumulate", "alrs": "off", "moments": "separate"}, "joint.moments shared"),
         ("joint", {"label_smoothing": 1.5}, "joint.label_smoothing must be at most 1"),

@@ -115,6 +115,12 @@ def test_the_sensitivity_may_come_from_a_file(tiny: Recipe, finished: Finished, 
         run_recipe(supernet(tiny, finished[0], sensitivity=str(tmp_path / "none")), tmp_path / "third")
 
 
+def test_few_training_images_are_enough_for_the_sensitivity(tiny: Recipe, finished: Finished, tmp_path: Path) -> None:
+    few = supernet(tiny, finished[0], batch_size=10).replace(data={"max_train": 20})
+    run_recipe(few, tmp_path / "run")
+    assert Sensitivity.load(tmp_path / "run" / SENSITIVITY_NAME).num_examples == 20
+
+
 def test_an_earlier_network_that_does_not_fit(tiny: Recipe, finished: Finished, tmp_path: Path) -> None:
     other = supernet(tiny, finished[0]).replace(prepare={"bits": (4, 3, 2)})
     with pytest.raises(ConfigError, match=r"has prepare.bits=\(8, 4, 2\); this recipe says \(4, 3, 2\)"):

@@ -203,6 +203,9 @@ def test_json_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"loss": float("nan")})
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    for other in (tmp_path, path / "b.json"):
+        with pytest.raises(CheckpointError, match="expected a JSON file"):
+            read_json(other)
     # What a killed process leaves is found and removed by the next state that is written.
     with monkeypatch.context() as killed:
         killed.setattr(Path, "unlink", lambda path: None)

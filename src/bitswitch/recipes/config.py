@@ -225,6 +225,9 @@ class Recipe:
                 # Written so that NaN fails too.
                 if value is not None and not (least <= value < float("inf")):
                     raise ConfigError(f"{section}.{name} must be at least {least}; got {value}")
+        reserved = sorted(_NAMED_ELSEWHERE.keys() & self.model.options.keys())
+        if reserved:
+            raise ConfigError(f"model.options cannot have {reserved[0]!r}; use {_NAMED_ELSEWHERE[reserved[0]]}")
         if self.start.pretrained and self.start.weights is not None:
             raise ConfigError("start.pretrained and start.weights exclude each other")
         if not self.joint.sigma <= 1:
@@ -250,6 +253,15 @@ class Recipe:
         changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
         return dataclasses.replace(self, **changed)
 
+
+# Arguments of `build_model` that have fields of their own.
+_NAMED_ELSEWHERE = {
+    "name": "model.name",
+    "num_classes": "model.num-classes",
+    "pretrained": "start.pretrained",
+    "weights": "start.weights",
+    "new_head": "start.new-head",
+}
 
 _LOWER_BOUNDS: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("data", ("image_size", "max_train", "max_eval", "validation"), 1),

@@ -67,7 +67,7 @@ def make_sampler(
 def _sensitivity(recipe: Recipe, float_network: nn.Module, data: RecipeData) -> Sensitivity:
     if recipe.joint.sensitivity is not None:
         return Sensitivity.load(recipe.joint.sensitivity, float_network)
-    batches: Iterable[Any] = itertools.islice(
-        data.calibration(_BATCH * distributed.world_size(), shared=True), _NUM_BATCHES
-    )
+    # There are enough images for batches of joint training.
+    batch = min(_BATCH * distributed.world_size(), recipe.joint.batch_size)
+    batches: Iterable[Any] = itertools.islice(data.calibration(batch, shared=True), _NUM_BATCHES)
     return hessian_trace(float_network, CrossEntropy(), list(batches), seed=recipe.run.seed)

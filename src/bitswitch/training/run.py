@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from bitswitch._files import parse_json, read_state, write_file, write_state
-from bitswitch.errors import ConfigError
+from bitswitch.errors import CheckpointError, ConfigError
 from bitswitch.training import distributed
 from bitswitch.training.run_metrics import MetricsFile
 
@@ -194,12 +194,14 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file, or None if there is no such file.
 
     Raises:
-        CheckpointError: it is not JSON.
+        CheckpointError: it is not JSON, or no file that can be read.
     """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: expected a JSON file; {error.strerror}") from None
     return parse_json(raw, str(path))
 
 
