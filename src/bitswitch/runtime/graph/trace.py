@@ -99,12 +99,17 @@ def trace_network(model: nn.Module) -> fx.Graph:
                 graph = tracer.trace(model, _fixed_arguments(model))
         except Exception as error:  # anything at all may come out of a foreign forward
             if not tracer.entered:
-                raise UntraceableError(f"torch.fx cannot trace it: {str(error).splitlines()[0][:200]}") from error
+                raise UntraceableError(f"torch.fx cannot trace it: {_first_line(error)}") from error
             opaque.add(tracer.entered[-1])
             continue
         simplify(graph, dict(model.named_modules()))
         return graph
     raise UntraceableError("too many of its modules cannot be traced")
+
+
+def _first_line(error: Exception) -> str:
+    # An assertion may come without a word.
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _fixed_arguments(model: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""What a trace cannot see, and what is then done."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bitswitch as bs
+from bitswitch.runtime import Engine
+from tests.runtime.graph_networks import calibrated
+
+
+def both(network: nn.Module, x: Tensor) -> tuple[Engine, Engine]:
+    """Deploy a network with a graph, if it has one, and module by module."""
+    model = calibrated(network, x, bits=(8, 4), first_last=8)
+    return bs.deploy(model), bs.deploy(model, fuse=False)
+
+
+def agree(network: nn.Module, x: Tensor) -> Engine:
+    """Compare both ways to run a network, and return the first."""
+    engine, modules = both(network, x)
+    torch.testing.assert_close(engine(x.clone()), modules(x.clone()), rtol=1e-3, atol=1e-3)
+    return engine
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+class Body(nn.Module):
+    """Three convolutions, with a part that networks below run by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.relu(self.b(torch.relu(self.a(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.body(x))
+
+
+class Silent(Body):
+    """Refuses without a word what a trace gives it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is not Tensor:
+            raise AssertionError
+        return super().forward(x)
+
+
+def test_a_network_may_refuse_without_a_word() -> None:
+    engine = agree(Silent(), torch.randn(2, 3, 5, 5))
+    assert engine.plan == "module by module: torch.fx cannot trace it: AssertionError"
