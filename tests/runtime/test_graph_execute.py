@@ -311,3 +311,14 @@ def test_engines_compute_in_float32_and_return_the_type_of_inputs() -> None:
     double = engine(images(3).double())
     assert double.dtype is torch.float64
     assert torch.equal(double.float(), expected)
+
+
+def test_calls_in_and_out_of_inference_mode_share_buffers() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.randn(3, 4)
+    engine = bs.deploy(calibrated(network, x, bits=BITS, first_last=8))
+    with torch.inference_mode():
+        expected = engine(x)
+    executor: Any = engine._executor
+    assert not any(block.is_inference() for block in executor.arenas._idle)
+    assert torch.equal(engine(x), expected)
