@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,9 @@ class Body(nn.Module):
     def body(self, x: Tensor) -> Tensor:
         return torch.relu(self.b(torch.relu(self.a(x))))
 
+    def twice(self, x: Tensor) -> Tensor:
+        return 2 * Body.forward(self, x)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.c(self.body(x))
 
@@ -55,3 +60,16 @@ class Silent(Body):
 def test_a_network_may_refuse_without_a_word() -> None:
     engine = agree(Silent(), torch.randn(2, 3, 5, 5))
     assert engine.plan == "module by module: torch.fx cannot trace it: AssertionError"
+
+
+def test_hooks_of_the_network_itself_are_run() -> None:
+    network = Body()
+    network.register_forward_pre_hook(lambda module, args: (args[0] * 5,))
+    assert agree(network, torch.randn(2, 3, 5, 5)).plan == "module by module: the network has hooks"
+
+
+def test_a_forward_of_the_network_itself_is_run() -> None:
+    network: Any = Body()
+    network.forward = network.twice
+    engine = agree(network, torch.randn(2, 3, 5, 5))
+    assert engine.plan == "module by module: the network has a forward of its own, not that of its class"

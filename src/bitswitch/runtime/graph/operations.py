@@ -27,11 +27,6 @@ class MaxPool:
     ceil_mode: bool
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its `forward`."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def clamp_of(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[float, float] | None:
     """Return the bounds (low, high) of a ReLU, ReLU6, Hardtanh or clamp, or None for anything else."""
     if node.op == "call_module":

@@ -17,7 +17,6 @@ from bitswitch.layers.base import SwitchableLayer
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode, MeanNode, Node, PoolNode, TorchNode
 from bitswitch.runtime.graph.operations import (
     clamp_of,
-    has_hooks,
     is_foldable,
     is_integer_conv,
     is_integer_linear,
@@ -26,6 +25,7 @@ from bitswitch.runtime.graph.operations import (
     mean_of,
     summands_of,
 )
+from bitswitch.runtime.graph.purity import has_hooks
 
 # Quantized copies that one kernel writes at most.
 _MOST_COPIES = 4

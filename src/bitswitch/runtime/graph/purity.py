@@ -17,6 +17,11 @@ class UntraceableError(Exception):
     """A network cannot be turned into a graph; the engine then runs it module by module. The message says why."""
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def simplify(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """Remove what does nothing in evaluation mode and what nothing reads, and give operations in place their pure form.
 

@@ -16,7 +16,7 @@ from bitswitch.layers.attention import ProjectedMultiheadAttention
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.modes import in_mode
 from bitswitch.layers.norm import PerWidthNorm
-from bitswitch.runtime.graph.purity import IN_PLACE_OPERATORS, UntraceableError, simplify
+from bitswitch.runtime.graph.purity import IN_PLACE_OPERATORS, UntraceableError, has_hooks, simplify
 
 # Retries of a trace, each with one more module that is not looked into.
 _MAX_RETRIES = 64
@@ -87,10 +87,15 @@ def trace_network(model: nn.Module) -> fx.Graph:
         The graph; the targets of its `call_module` nodes are names in `model`.
 
     Raises:
-        UntraceableError: the network's own `forward` cannot be traced.
+        UntraceableError: the network's own `forward` cannot be traced, or is not all that a call of it runs.
     """
     if isinstance(model, (SwitchableLayer, PerWidthNorm, ProjectedMultiheadAttention)):
         raise UntraceableError("the network is a single layer")
+    # torch.fx calls the forward of its class, and nothing else.
+    if has_hooks(model):
+        raise UntraceableError("the network has hooks")
+    if "forward" in model.__dict__:
+        raise UntraceableError("the network has a forward of its own, not that of its class")
     opaque: set[nn.Module] = set()
     for _ in range(_MAX_RETRIES):
         tracer = _Tracer(opaque)
