@@ -73,3 +73,53 @@ def test_a_forward_of_the_network_itself_is_run() -> None:
     network.forward = network.twice
     engine = agree(network, torch.randn(2, 3, 5, 5))
     assert engine.plan == "module by module: the network has a forward of its own, not that of its class"
+
+
+class Tapped(Body):
+    """Passes its inner values through modules that do nothing by themselves."""
+
+    def __init__(self, tap: nn.Module) -> None:
+        super().__init__()
+        self.tap = tap
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.tap(self.body(x)))
+
+
+@pytest.mark.parametrize("tap", [nn.Identity(), nn.Dropout(), nn.Sequential(nn.ReLU())], ids=["none", "dropout", "own"])
+def test_hooks_of_modules_are_run(tap: nn.Module) -> None:
+    calls: list[Any] = []
+    tap.register_forward_hook(lambda module, args, out: calls.append(out) or out * 3)
+    engine = agree(Tapped(tap), torch.randn(2, 3, 5, 5))
+    assert engine.plan.startswith("as a graph: 3 of 3")
+    assert all(type(value) is Tensor for value in calls)
+
+
+def test_hooks_of_normalisations_are_run() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    x = torch.randn(2, 3, 5, 5)
+    model: Any = calibrated(network, x, bits=(8, 4), first_last=8)
+    model[1].register_forward_hook(lambda module, args, out: out * 2)
+    torch.testing.assert_close(bs.deploy(model)(x), bs.deploy(model, fuse=False)(x), rtol=1e-3, atol=1e-3)
+
+
+class Collecting(Body):
+    """Returns what hooks have collected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collected: dict[str, Tensor] = {}
+        self.b.register_forward_hook(lambda module, args, out: self.collected.update(b=out))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        super().forward(x)
+        return list(self.collected.values())
+
+
+def test_what_hooks_have_collected_is_returned() -> None:
+    x = torch.randn(2, 3, 5, 5)
+    network = Collecting()
+    model: Any = calibrated(network, x, bits=(8, 4), first_last=8)
+    model.collected.clear()
+    engine = bs.deploy(model)
+    assert engine.plan.startswith("module by module")

@@ -51,7 +51,8 @@ def simplify(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
 
 def _does_nothing(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
-        return isinstance(modules[str(node.target)], (nn.Identity, nn.modules.dropout._DropoutNd))
+        module = modules[str(node.target)]
+        return isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)) and not has_hooks(module)
     if node.op != "call_function":
         return False
     position = {"dropout": 2, "dropout1d": 2, "dropout2d": 2, "dropout3d": 2, "stochastic_depth": 3}.get(

@@ -64,6 +64,9 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, (SwitchableLayer, PerWidthNorm, ProjectedMultiheadAttention)) or m in self.opaque:
             return True
+        # What hooks do besides tensors would be done once, with values that are none.
+        if has_hooks(m):
+            return True
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -107,9 +110,16 @@ def trace_network(model: nn.Module) -> fx.Graph:
                 raise UntraceableError(f"torch.fx cannot trace it: {_first_line(error)}") from error
             opaque.add(tracer.entered[-1])
             continue
+        if not _reads_values(graph):
+            # Hooks of its modules have what it returns.
+            raise UntraceableError("what it returns does not come from the calls of its modules")
         simplify(graph, dict(model.named_modules()))
         return graph
     raise UntraceableError("too many of its modules cannot be traced")
+
+
+def _reads_values(graph: fx.Graph) -> bool:
+    return any(node.op == "output" and node.all_input_nodes for node in graph.nodes)
 
 
 def _first_line(error: Exception) -> str:
