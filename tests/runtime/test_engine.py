@@ -317,3 +317,13 @@ def test_many_rows_use_kept_tiles_where_those_of_all_layers_fit(traced: bool) ->
     kept = {key[1:] for key in keeps.cache._items if key[0] == "tiles"}
     assert kept == {("0", 8), ("2", 8), ("2", 4), ("4", 8)}
     assert not any(key[0] == "tiles" for key in lacks.cache._items)
+
+
+def test_an_engine_takes_its_own_state_back(model: nn.Module) -> None:
+    engine = bs.deploy(model)
+    expected = engine(X)
+    around = nn.Sequential(engine, nn.ReLU())
+    around.load_state_dict(around.state_dict())
+    engine.load_state_dict(engine.state_dict())
+    assert torch.equal(engine(X), expected)
+    assert not any(name.endswith("planes") for name in engine.state_dict())
