@@ -81,6 +81,8 @@ IN_PLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.irshift: operator.rshift,
 }
 """Augmented assignments, and what they compute."""
+KEEPS_TYPE = "bitswitch_keeps_type"
+"""Mark of nodes whose result has the type of their first argument."""
 _IN_PLACE_METHODS = frozenset(f"__{function.__name__}__" for function in IN_PLACE_OPERATORS)
 # Return a view of an argument, or the argument itself, and do nothing else.
 _VIEWS = frozenset(
@@ -207,7 +209,11 @@ def _aliases(node: fx.Node, modules: dict[str, nn.Module], among: set[fx.Node]) 
 
 
 def _make_node_pure(node: fx.Node) -> None:
-    """Give a node the pure form of its operation; modules with `inplace` are made pure where they are run."""
+    """Give a node the pure form of its operation; modules with `inplace` are made pure where they are run.
+
+    The result has the type of the tensor that was changed, which is for who runs the node to see to.
+    """
+    node.meta[KEEPS_TYPE] = True
     if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
         node.target = IN_PLACE_OPERATORS[node.target]  # pyright: ignore[reportArgumentType]
     elif node.op == "call_method" and str(node.target).endswith("_"):
