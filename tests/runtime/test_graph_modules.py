@@ -389,3 +389,33 @@ def test_changes_in_place_keep_the_type(change: Callable[[Tensor, Tensor], Any])
     engine = agree(Centring(change), x)
     assert engine.plan.startswith("as a graph: 2 of 2 calls of integer layers fused")
     assert engine(x).dtype is torch.float32
+
+
+class Zeroing(nn.Module):
+    """Cannot be traced, and changes a part of its input in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0] = 0
+        return x
+
+
+class Reading(nn.Module):
+    """Reads a value before and after it has been changed, by layers whose codes may be made at once."""
+
+    def __init__(self, *, used: bool) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1) for _ in range(3))])
+        self.zero, self.used = Zeroing(), used
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.convs[1](torch.relu(self.convs[0](x)))
+        z = self.zero(y)
+        return self.convs[3](torch.relu(self.convs[2](y)) + (z if self.used else 0))
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("inference", [True, False])
+def test_changes_that_a_trace_cannot_see_reach_every_reader(used: bool, inference: bool) -> None:
+    with torch.inference_mode(inference):
+        plan = agree(Reading(used=used), torch.randn(2, 3, 5, 5)).plan
+    assert "ran module by module: zero changes its input in place (2)" in plan

@@ -45,8 +45,20 @@ def simplify(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             graph.erase_node(node)
     _make_pure(graph, modules)
     for node in reversed(graph.nodes):
-        if node.op not in ("placeholder", "output") and not node.users:
+        if node.op not in ("placeholder", "output") and not node.users and not _may_do_more(node, modules):
             graph.erase_node(node)
+
+
+def _may_do_more(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a call may do something besides returning a value: of modules that are not known, or with hooks."""
+    if node.op != "call_module":
+        return False
+    module = modules[str(node.target)]
+    return not _is_known(module) or any(has_hooks(inner) for inner in module.modules())
+
+
+def _is_known(module: nn.Module) -> bool:
+    return isinstance(module, (SwitchableLayer, PerWidthNorm)) or type(module).__module__.startswith("torch.nn.")
 
 
 def _does_nothing(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -153,9 +165,8 @@ def _is_fresh(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the result of a node certainly shares no memory with its arguments."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        known = isinstance(module, (SwitchableLayer, PerWidthNorm)) or type(module).__module__.startswith("torch.nn.")
         changes = getattr(module, "inplace", False) or module._forward_hooks
-        return known and not changes and not isinstance(module, _MAY_VIEW_MODULES)
+        return _is_known(module) and not changes and not isinstance(module, _MAY_VIEW_MODULES)
     return is_from_torch(node) and function_name(node) in _FRESH and not node.kwargs.get("inplace")
 
 
