@@ -123,3 +123,35 @@ def test_what_hooks_have_collected_is_returned() -> None:
     model.collected.clear()
     engine = bs.deploy(model)
     assert engine.plan.startswith("module by module")
+
+
+class Noise(nn.Module):
+    """Adds noise, of a size that does not depend on its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(8, 1, 1)
+
+
+class Noisy(Body):
+    """Adds noise by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.body(x) + torch.randn(8, 1, 1))
+
+
+@pytest.mark.parametrize("network", [Noisy(), Tapped(Noise())], ids=["itself", "inner"])
+def test_random_numbers_are_drawn_in_every_call(network: nn.Module) -> None:
+    x = torch.randn(2, 3, 5, 5)
+    model = calibrated(network, x, bits=(8, 4), first_last=8)
+    torch.manual_seed(1)
+    engine, modules = bs.deploy(model), bs.deploy(model, fuse=False)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))
+    found: list[Tensor] = []
+    for deployed in (engine, modules):
+        torch.manual_seed(2)
+        found.append(torch.stack([deployed(x), deployed(x)]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(found[0][0], found[0][1])
+    assert engine.plan.startswith("as a graph: 3 of 3" if hasattr(network, "tap") else "module by module: torch.fx")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Attribute
 
@@ -72,7 +72,9 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Left in place by an exception, so that the innermost module that cannot be traced is known.
         self.entered.append(m)
+        before = torch.get_rng_state()
         result = super().call_module(m, forward, args, kwargs)
+        _check_random(before)
         self.entered.pop()
         return result
 
@@ -103,8 +105,10 @@ def trace_network(model: nn.Module) -> fx.Graph:
     for _ in range(_MAX_RETRIES):
         tracer = _Tracer(opaque)
         try:
-            with in_mode(model, training=False), torch.no_grad():
+            with in_mode(model, training=False), torch.no_grad(), torch.random.fork_rng(devices=()):
+                before = torch.get_rng_state()
                 graph = tracer.trace(model, _fixed_arguments(model))
+                _check_random(before)
         except Exception as error:  # anything at all may come out of a foreign forward
             if not tracer.entered:
                 raise UntraceableError(f"torch.fx cannot trace it: {_first_line(error)}") from error
@@ -116,6 +120,19 @@ def trace_network(model: nn.Module) -> fx.Graph:
         simplify(graph, dict(model.named_modules()))
         return graph
     raise UntraceableError("too many of its modules cannot be traced")
+
+
+def _check_random(before: Tensor) -> None:
+    """Refuse what has drawn random numbers in a trace, which would be the same ones in every call.
+
+    Args:
+        before: the state of PyTorch's generator before.
+
+    Raises:
+        UntraceableError: numbers have been drawn since.
+    """
+    if not torch.equal(before, torch.get_rng_state()):
+        raise UntraceableError("it draws random numbers")
 
 
 def _reads_values(graph: fx.Graph) -> bool:
