@@ -155,3 +155,56 @@ def test_random_numbers_are_drawn_in_every_call(network: nn.Module) -> None:
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
     assert not torch.equal(found[0][0], found[0][1])
     assert engine.plan.startswith("as a graph: 3 of 3" if hasattr(network, "tap") else "module by module: torch.fx")
+
+
+class Remembering(nn.Module):
+    """Keeps something from call to call, in one of the ways to do so."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.calls = how, 0
+        self.first: Tensor | None = None
+        self.seen: list[Tensor] = []
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "number":
+            self.calls += 1
+            return x * self.calls
+        if self.how == "buffer":
+            self.count += 1
+            return x * self.count
+        if self.how == "list":
+            self.seen.append(x.new_ones(()))
+            return x * sum(self.seen)
+        self.first = torch.ones_like(x[:1]) if self.first is None else self.first * 2
+        return x + self.first
+
+
+class RememberingBody(Remembering, Body):
+    """Keeps something in the network itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(super().forward(self.body(x)))
+
+
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("how", ["number", "buffer", "list", "attribute"])
+def test_what_modules_keep_from_call_to_call_changes(how: str, inner: bool) -> None:
+    x = torch.randn(2, 3, 5, 5)
+    model: Any = calibrated(Tapped(Remembering(how)) if inner else RememberingBody(how), x, bits=(8, 4), first_last=8)
+    holder = model.tap if inner else model
+    holder.calls, holder.first = 0, None
+    holder.seen.clear()
+    holder.count.zero_()
+    engine, modules = bs.deploy(model), bs.deploy(model, fuse=False)
+    start = "as a graph: 3 of 3" if inner else "module by module: it keeps state from call to call"
+    assert engine.plan.startswith(start)
+    kept: Any = engine.network.get_submodule("tap") if inner else engine.network
+    assert (kept.calls, kept.first, kept.seen, float(kept.count)) == (0, None, [], 0.0)
+    if inner:
+        # To make a plan, what is left to PyTorch runs once more.
+        engine(x)
+        modules(x), modules(x)
+    torch.testing.assert_close(engine(x), modules(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(engine(x), modules(x), rtol=1e-3, atol=1e-3)

@@ -16,6 +16,7 @@ from bitswitch.layers.attention import ProjectedMultiheadAttention
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.modes import in_mode
 from bitswitch.layers.norm import PerWidthNorm
+from bitswitch.runtime.graph.kept import Kept
 from bitswitch.runtime.graph.purity import IN_PLACE_OPERATORS, UntraceableError, has_hooks, simplify
 
 # Retries of a trace, each with one more module that is not looked into.
@@ -101,25 +102,50 @@ def trace_network(model: nn.Module) -> fx.Graph:
         raise UntraceableError("the network has hooks")
     if "forward" in model.__dict__:
         raise UntraceableError("the network has a forward of its own, not that of its class")
+    names = {module: name for name, module in model.named_modules()}
     opaque: set[nn.Module] = set()
     for _ in range(_MAX_RETRIES):
         tracer = _Tracer(opaque)
-        try:
-            with in_mode(model, training=False), torch.no_grad(), torch.random.fork_rng(devices=()):
-                before = torch.get_rng_state()
-                graph = tracer.trace(model, _fixed_arguments(model))
-                _check_random(before)
-        except Exception as error:  # anything at all may come out of a foreign forward
+        with in_mode(model, training=False), torch.no_grad(), torch.random.fork_rng(devices=()):
+            kept = Kept(names, [m for m, name in names.items() if not name or not tracer.is_leaf_module(m, name)])
+            found = _attempt(tracer, model)
+            changed = kept.restore()
+        if isinstance(found, Exception):
             if not tracer.entered:
-                raise UntraceableError(f"torch.fx cannot trace it: {_first_line(error)}") from error
+                raise UntraceableError(f"torch.fx cannot trace it: {_first_line(found)}") from found
             opaque.add(tracer.entered[-1])
-            continue
-        if not _reads_values(graph):
+        elif changed:
+            # Of the graph, too, what is computed once would be part.
+            _check_owners(changed, names, opaque)
+            opaque.update(changed)
+        elif not _reads_values(found):
             # Hooks of its modules have what it returns.
             raise UntraceableError("what it returns does not come from the calls of its modules")
-        simplify(graph, dict(model.named_modules()))
-        return graph
+        else:
+            simplify(found, dict(model.named_modules()))
+            return found
     raise UntraceableError("too many of its modules cannot be traced")
+
+
+def _attempt(tracer: _Tracer, model: nn.Module) -> fx.Graph | Exception:
+    before = torch.get_rng_state()
+    try:
+        graph = tracer.trace(model, _fixed_arguments(model))
+        _check_random(before)
+    except Exception as error:  # anything at all may come out of a foreign forward
+        return error
+    return graph
+
+
+def _check_owners(changed: list[nn.Module], names: dict[nn.Module, str], opaque: set[nn.Module]) -> None:
+    """Refuse state that changes although the modules that hold it are not looked into, or cannot but be.
+
+    Raises:
+        UntraceableError: it is that of the network itself, or another module changes it.
+    """
+    for module in changed:
+        if not names[module] or module in opaque:
+            raise UntraceableError(f"{names[module] or 'it'} keeps state from call to call")
 
 
 def _check_random(before: Tensor) -> None:
