@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -208,3 +209,77 @@ def test_what_modules_keep_from_call_to_call_changes(how: str, inner: bool) -> N
         modules(x), modules(x)
     torch.testing.assert_close(engine(x), modules(x), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(engine(x), modules(x), rtol=1e-3, atol=1e-3)
+
+
+def asks_for_a_tensor(x: Tensor) -> Tensor:
+    return x * 3 if isinstance(x, Tensor) else x
+
+
+def asks_for_a_sequence(x: Any) -> Tensor:
+    return x[0] if isinstance(x, Sequence) else x * 2
+
+
+def asks_torch(x: Tensor) -> Tensor:
+    return x * 3 if torch.is_tensor(x) else x
+
+
+def catches_the_trace(x: Tensor) -> Tensor:
+    try:
+        factor = 1.0 if x.shape[0] > 1 else 2.0
+    except ValueError:
+        factor = 5.0
+    return x * factor
+
+
+def catches_a_length(x: Tensor) -> Tensor:
+    try:
+        return x * len(x)
+    except RuntimeError:
+        return x
+
+
+class Function(nn.Module):
+    """Runs a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class FunctionBody(Body):
+    """Runs a function by itself."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.function(self.body(x)))
+
+
+ASKING = [asks_for_a_tensor, asks_for_a_sequence, asks_torch, catches_the_trace, catches_a_length]
+
+
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("function", ASKING, ids=lambda function: function.__name__)
+def test_what_a_trace_does_not_know_is_not_made_up(function: Callable[[Tensor], Tensor], inner: bool) -> None:
+    network = Tapped(Function(function)) if inner else FunctionBody(function)
+    plan = agree(network, torch.randn(2, 3, 5, 5)).plan
+    assert plan.startswith("as a graph: 3 of 3" if inner else "module by module: torch.fx cannot trace it")
+    assert torch.is_tensor(torch.zeros(1))
+
+
+def mentions_is_instance(x: Tensor) -> Tensor:
+    size = 1 if isinstance(1, int) else 2
+    return torch.where(x > 0, x, -1.0).reshape((x.shape[0], *x.shape[1:])) * size
+
+
+def test_compiled_code_may_ask_for_classes() -> None:
+    def shapes(x: Tensor) -> Tensor:
+        return torch.reshape(torch.where(x > 0, x, 0), (x.shape[0], 8, 5, 5))
+
+    assert agree(FunctionBody(shapes), torch.randn(2, 3, 5, 5)).plan.startswith("as a graph: 3 of 3")
+    agree(FunctionBody(mentions_is_instance), torch.randn(2, 3, 5, 5))
