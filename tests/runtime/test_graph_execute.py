@@ -350,3 +350,12 @@ def test_arguments_reach_their_parameters() -> None:
         torch.testing.assert_close(engine(*args), modules(*args))
     with pytest.raises(TypeError, match="too many positional arguments|positional arguments but"):
         engine(x, None, other, other)
+
+
+def test_layers_inside_modules_that_run_in_pytorch_are_named() -> None:
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = calibrated(nn.Sequential(nn.Linear(4, 8), block, nn.Linear(8, 4)), torch.randn(2, 3, 4), first_last=8)
+    inner = [name for name, _ in iter_layers(model) if name.startswith("1.")]
+    plan = bs.deploy(model).plan
+    assert plan.startswith(f"as a graph: 2 of {2 + len(inner)} calls of integer layers fused, alone: {inner[0]}, ")
+    assert len(inner) > 2
