@@ -327,3 +327,28 @@ def test_an_engine_takes_its_own_state_back(model: nn.Module) -> None:
     engine.load_state_dict(engine.state_dict())
     assert torch.equal(engine(X), expected)
     assert not any(name.endswith("planes") for name in engine.state_dict())
+
+
+class _Head(nn.Module):
+    """Reads the weight of another layer."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.table.weight)
+
+
+def test_copies_read_weights_at_their_precision() -> None:
+    table = nn.Embedding(10, 8)
+    tokens = torch.randint(0, 10, (2, 5), generator=torch.Generator().manual_seed(0))
+    network = nn.Sequential(table, nn.Linear(8, 8), nn.ReLU(), _Head(table))
+    model = bs.prepare(network, BITS, force="*", example_inputs=tokens)
+    bs.calibrate(model, [tokens])
+    engine = bs.deploy(model)
+    copied = copy.deepcopy(engine)
+    for bits in BITS:
+        bs.switch(engine, bits)
+        bs.switch(copied, bits)
+        assert torch.equal(copied(tokens), engine(tokens))

@@ -203,8 +203,8 @@ class Engine(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """Return an engine of its own precision and modules; planes and the cache are shared."""
         state: EngineState = self.__dict__["_bitswitch"]
+        # Without a precision until it has been traced, so that no weight of one becomes a constant of the graph.
         active = Active()
-        active.live = self._live
         memo[id(self._active)] = active
         memo.update({id(weight): weight for weight in self._weights.values()})
         network = copy.deepcopy(self.network, memo)
