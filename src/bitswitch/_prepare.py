@@ -237,9 +237,13 @@ def _install(model: nn.Module, table: LayerTable, bits: tuple[int, ...], options
 
 def _note_loaded(model: nn.Module, incompatible_keys: Any) -> None:
     """Take a complete state with activation scales for one of a calibrated model."""
+    state = model.__dict__.get("_bitswitch")
+    if state is None:
+        # An engine's network, which has been calibrated already.
+        return
     quantizers = [layer.input_quantizer for _, layer in iter_layers(model)]
     if not incompatible_keys.missing_keys and all(q is None or q.calibrated for q in quantizers):
-        model.__dict__["_bitswitch"].calibrated = True
+        state.calibrated = True
 
 
 def _weight_quantizer(module: nn.Module, entry: LayerEntry, options: QuantizerOptions) -> WeightQuantizer:

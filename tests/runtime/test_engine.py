@@ -317,3 +317,38 @@ def test_many_rows_use_kept_tiles_where_those_of_all_layers_fit(traced: bool) ->
     kept = {key[1:] for key in keeps.cache._items if key[0] == "tiles"}
     assert kept == {("0", 8), ("2", 8), ("2", 4), ("4", 8)}
     assert not any(key[0] == "tiles" for key in lacks.cache._items)
+
+
+def test_an_engine_takes_its_own_state_back(model: nn.Module) -> None:
+    engine = bs.deploy(model)
+    expected = engine(X)
+    around = nn.Sequential(engine, nn.ReLU())
+    around.load_state_dict(around.state_dict())
+    engine.load_state_dict(engine.state_dict())
+    assert torch.equal(engine(X), expected)
+    assert not any(name.endswith("planes") for name in engine.state_dict())
+
+
+class _Head(nn.Module):
+    """Reads the weight of another layer."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.table.weight)
+
+
+def test_copies_read_weights_at_their_precision() -> None:
+    table = nn.Embedding(10, 8)
+    tokens = torch.randint(0, 10, (2, 5), generator=torch.Generator().manual_seed(0))
+    network = nn.Sequential(table, nn.Linear(8, 8), nn.ReLU(), _Head(table))
+    model = bs.prepare(network, BITS, force="*", example_inputs=tokens)
+    bs.calibrate(model, [tokens])
+    engine = bs.deploy(model)
+    copied = copy.deepcopy(engine)
+    for bits in BITS:
+        bs.switch(engine, bits)
+        bs.switch(copied, bits)
+        assert torch.equal(copied(tokens), engine(tokens))

@@ -311,3 +311,51 @@ def test_engines_compute_in_float32_and_return_the_type_of_inputs() -> None:
     double = engine(images(3).double())
     assert double.dtype is torch.float64
     assert torch.equal(double.float(), expected)
+
+
+def test_calls_in_and_out_of_inference_mode_share_buffers() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.randn(3, 4)
+    engine = bs.deploy(calibrated(network, x, bits=BITS, first_last=8))
+    with torch.inference_mode():
+        expected = engine(x)
+    executor: Any = engine._executor
+    assert not any(block.is_inference() for block in executor.arenas._idle)
+    assert torch.equal(engine(x), expected)
+
+
+_ONES = torch.ones(4)
+
+
+class Shifted(nn.Module):
+    """Takes a tensor by default, behind an argument that it is called without and before one with a name only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, offset: Tensor = _ONES, *, end: Tensor = _ONES) -> Tensor:
+        y = self.last(torch.relu(self.first(x)))
+        return (y if scale is None else y * scale) + offset + 2 * end
+
+
+def test_arguments_reach_their_parameters() -> None:
+    x, other = torch.randn(3, 4), torch.full((4,), 3.0)
+    model = calibrated(Shifted(), x, bits=BITS, first_last=8)
+    engine, modules = bs.deploy(model), bs.deploy(model, fuse=False)
+    torch.testing.assert_close(engine(x), modules(x))
+    torch.testing.assert_close(engine(x, offset=other, end=x), modules(x, offset=other, end=x))
+    assert "ran module by module" not in engine.plan
+    for args in ((x, other), (x, other, other)):
+        torch.testing.assert_close(engine(*args), modules(*args))
+    with pytest.raises(TypeError, match="too many positional arguments|positional arguments but"):
+        engine(x, None, other, other)
+
+
+def test_layers_inside_modules_that_run_in_pytorch_are_named() -> None:
+    block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = calibrated(nn.Sequential(nn.Linear(4, 8), block, nn.Linear(8, 4)), torch.randn(2, 3, 4), first_last=8)
+    inner = [name for name, _ in iter_layers(model) if name.startswith("1.")]
+    plan = bs.deploy(model).plan
+    assert plan.startswith(f"as a graph: 2 of {2 + len(inner)} calls of integer layers fused, alone: {inner[0]}, ")
+    assert len(inner) > 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -366,3 +367,55 @@ def test_what_depends_on_memory_is_that_of_the_network(change: Callable[[Tensor]
     model = calibrated(Around(change), x, bits=(8, 4))
     with torch.no_grad():
         torch.testing.assert_close(bs.deploy(model)(x), model(x), rtol=1e-4, atol=1e-3)
+
+
+class Centring(nn.Module):
+    """Changes a value in place by a float64 buffer."""
+
+    def __init__(self, change: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.register_buffer("mean", torch.full((4, 1, 1), 0.3, dtype=torch.float64))
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(torch.relu(self.first(x)))
+        return self.change(x, self.get_buffer("mean"))
+
+
+@pytest.mark.parametrize("change", [operator.isub, operator.iadd, lambda x, y: x.sub_(y)], ids=str)
+def test_changes_in_place_keep_the_type(change: Callable[[Tensor, Tensor], Any]) -> None:
+    x = torch.randn(2, 3, 5, 5)
+    engine = agree(Centring(change), x)
+    assert engine.plan.startswith("as a graph: 2 of 2 calls of integer layers fused")
+    assert engine(x).dtype is torch.float32
+
+
+class Zeroing(nn.Module):
+    """Cannot be traced, and changes a part of its input in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0] = 0
+        return x
+
+
+class Reading(nn.Module):
+    """Reads a value before and after it has been changed, by layers whose codes may be made at once."""
+
+    def __init__(self, *, used: bool) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1) for _ in range(3))])
+        self.zero, self.used = Zeroing(), used
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.convs[1](torch.relu(self.convs[0](x)))
+        z = self.zero(y)
+        return self.convs[3](torch.relu(self.convs[2](y)) + (z if self.used else 0))
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("inference", [True, False])
+def test_changes_that_a_trace_cannot_see_reach_every_reader(used: bool, inference: bool) -> None:
+    with torch.inference_mode(inference):
+        plan = agree(Reading(used=used), torch.randn(2, 3, 5, 5)).plan
+    assert "ran module by module: zero changes its input in place (2)" in plan

@@ -331,3 +331,11 @@ def test_dynamic_codes(layer: nn.Module) -> None:
             expected = model(codes * scale)
         found = engine(x, precision=bits)
         assert (found - expected).abs().flatten(1).amax(1).le(1e-5 * expected.abs().flatten(1).amax(1)).all()
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3), nn.ConvTranspose2d(6, 4, 3)])
+def test_dynamic_codes_of_empty_batches(layer: nn.Module) -> None:
+    x = torch.randn(2, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 5, 5)
+    model = bs.prepare(nn.Sequential(layer), BITS, force="0", example_inputs=x, activations=False)
+    bs.calibrate(model, [x])
+    assert bs.deploy(model, dynamic=True)(x[:0]).shape == model(x[:0]).shape

@@ -99,7 +99,7 @@ def _encode_images(x: Tensor, operands: Operands) -> tuple[Tensor, Tensor | None
     """Return codes (B, C, …), and a scale for each image if they have their own."""
     if operands.scale is not None:
         return encode(x.contiguous(), operands)
-    codes, scales = encode(x.reshape(x.shape[0], -1).contiguous(), operands)
+    codes, scales = encode(x.flatten(1).contiguous(), operands)
     return codes.view(x.shape), scales
 
 

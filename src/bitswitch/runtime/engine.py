@@ -32,6 +32,10 @@ class Engine(nn.Module):
     the precision for later calls; calls that are running in other threads finish at theirs. It has no float weights in
     its quantized layers, runs on the CPU, always in evaluation mode, and computes no gradients.
 
+    Its `state_dict` has the scales, biases, normalisations and layers left in floats, but not the planes. Loading it
+    back changes nothing. That of another engine does not bring the planes that it belongs to, and what has been folded
+    into affine maps stays as it was: deploy the other model instead.
+
     Args:
         network: a prepared network of the engine's own; it is changed in place.
         state: what is known of it.
@@ -199,8 +203,8 @@ class Engine(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """Return an engine of its own precision and modules; planes and the cache are shared."""
         state: EngineState = self.__dict__["_bitswitch"]
+        # Without a precision until it has been traced, so that no weight of one becomes a constant of the graph.
         active = Active()
-        active.live = self._live
         memo[id(self._active)] = active
         memo.update({id(weight): weight for weight in self._weights.values()})
         network = copy.deepcopy(self.network, memo)

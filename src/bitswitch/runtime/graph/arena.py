@@ -55,6 +55,13 @@ def _num_users(tensor: Tensor) -> int:
 _ALONE = _num_users(torch.empty(1))
 
 
+def new_block(size: int) -> Tensor:
+    """Return a float32 tensor of at least `size` bytes with any content, which calls in any mode may change."""
+    # One of inference mode could not be changed outside of it, where the next call may be.
+    with torch.inference_mode(False):
+        return torch.empty(-(-size // 4))
+
+
 class Arenas:
     """Blocks of memory, each for one run at a time. Those that are idle are kept: always one, more within a limit.
 
@@ -74,7 +81,7 @@ class Arenas:
             for index in range(len(self._idle) - 1, -1, -1):
                 if self._idle[index].nbytes >= size:
                     return self._idle.pop(index)
-        return torch.empty(-(-size // 4))
+        return new_block(size)
 
     def give(self, arena: Tensor) -> None:
         """Take a block back, unless something that a run has left behind has a view of it."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bitswitch import kernels
 from bitswitch.runtime import conv_kernels
 from bitswitch.runtime.conv_reference import Epilogue, Quantizer, channel_stride
+from bitswitch.runtime.graph.arena import new_block
 from bitswitch.runtime.graph.geometry import ConvGeometry, Geometries, LinearGeometry, pool_window
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode, MeanNode, Node, PoolNode, TorchNode
 from bitswitch.runtime.graph.operands import Bound, LayerOperands
@@ -41,7 +42,7 @@ class _Compiler:
         self.index = {node.name: i for i, node in enumerate(self.plan.nodes)}
         self.readers = {node.name: node for node in self.plan.nodes if isinstance(node, ConvNode)}
         # Values in the arena as views of a block like it, whose memory nothing touches.
-        self.arena = torch.empty(-(-fit.size // 4))
+        self.arena = new_block(fit.size)
         self.fixed = {
             node.name: self._float_view(node)
             for node in self.plan.nodes

@@ -64,6 +64,7 @@ class GraphExecutor:
         self._graph = trace_network(network)
         self.plan = make_plan(self._graph, network)
         self._signature = inspect.signature(network.forward)
+        self._by_position = self._are_first([name for name, _ in self.plan.arguments])
         called = [str(node.target) for node in self._graph.nodes if node.op == "call_module"]
         self._binder = Binder(network, called, weights, with_kernels=kernels.native is not None)
         self.geometries: dict[str, ConvGeometry | LinearGeometry] = {}
@@ -76,6 +77,12 @@ class GraphExecutor:
         self._lock = threading.Lock()
         self._fitted: OrderedDict[Any, Fitted] = OrderedDict()
         self._reasons: dict[str, int] = {}
+
+    def _are_first(self, names: list[str]) -> bool:
+        """Whether parameters are the first ones of the network, in their order, and take arguments by position."""
+        parameters = list(self._signature.parameters.values())[: len(names)]
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [p.name for p in parameters] == names and all(p.kind in positional for p in parameters)
 
     def bind(self, widths: Mapping[str, int], norm_keys: Mapping[str, str]) -> Bound:
         """Return the operands of one precision; see `bitswitch.runtime.configuration.Executor`."""
@@ -163,7 +170,7 @@ class GraphExecutor:
     def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Tensor], torch.dtype | None]:
         """Return input tensors by the names of their values, in float32, and the type that results are wanted in."""
         wanted = self.plan.arguments
-        if not kwargs and len(args) == len(wanted):
+        if self._by_position and not kwargs and len(args) == len(wanted):
             given = dict(zip((name for name, _ in wanted), args, strict=True))
         else:
             given = self._bound_arguments(args, kwargs)
@@ -189,7 +196,8 @@ class GraphExecutor:
             default = self._signature.parameters[name].default
             if name not in wanted and not (value is default or (type(value) is type(default) and value == default)):
                 raise ShapeError(f"argument {name!r} has another value than the graph was made for")
-        return given
+        # Tensors may be defaults, too.
+        return {name: self._signature.parameters[name].default for name in wanted} | given
 
     def _fit(self, bound: Bound, inputs: Mapping[str, Tensor]) -> tuple[Fit, Fitted]:
         key = tuple([(tuple(t.shape), t.dtype, t.is_contiguous()) for t in inputs.values()])

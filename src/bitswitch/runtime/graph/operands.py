@@ -17,6 +17,7 @@ from bitswitch.runtime.conv_kernels import PackedConv, pack_conv_planes
 from bitswitch.runtime.conv_reference import Quantizer
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode
 from bitswitch.runtime.graph.plan import Plan
+from bitswitch.runtime.graph.purity import has_hooks
 from bitswitch.runtime.stored import StoredWeight
 
 
@@ -147,7 +148,10 @@ def _bytes_of(packed: PackedConv) -> int:
 
 
 def _of_width(module: nn.Module, norm_key: str | None) -> nn.Module:
-    return module.norms[norm_key] if isinstance(module, PerWidthNorm) and norm_key is not None else module
+    # With hooks, it has to be called itself.
+    if isinstance(module, PerWidthNorm) and norm_key is not None and not has_hooks(module):
+        return module.norms[norm_key]
+    return module
 
 
 def _pure(module: nn.Module) -> nn.Module:

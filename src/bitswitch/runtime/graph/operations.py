@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from bitswitch.layers.base import SwitchableLayer
 from bitswitch.layers.norm import PerWidthNorm
-from bitswitch.runtime.graph.purity import argument, function_name, is_from_torch
+from bitswitch.runtime.graph.purity import argument, function_name, has_hooks, is_from_torch
 from bitswitch.runtime.tiles import MOST_PRODUCTS
 
 
@@ -25,11 +25,6 @@ class MaxPool:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     ceil_mode: bool
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its `forward`."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def clamp_of(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[float, float] | None:
@@ -158,4 +153,7 @@ def is_foldable(norm: nn.Module, layer: nn.Module) -> bool:
     outputs = layer.out_channels if isinstance(layer, nn.Conv2d) else getattr(layer, "out_features", None)
     # The copies have the class that the network was built with; one of another library may do more than normalise.
     copies: Any = norm.norms.values() if isinstance(norm, PerWidthNorm) else (norm,)
-    return all(type(n) in kinds and n.running_mean is not None and n.num_features == outputs for n in copies)
+    return all(
+        type(n) in kinds and n.running_mean is not None and n.num_features == outputs and not has_hooks(n)
+        for n in copies
+    )

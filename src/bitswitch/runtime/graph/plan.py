@@ -17,7 +17,6 @@ from bitswitch.layers.base import SwitchableLayer
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode, MeanNode, Node, PoolNode, TorchNode
 from bitswitch.runtime.graph.operations import (
     clamp_of,
-    has_hooks,
     is_foldable,
     is_integer_conv,
     is_integer_linear,
@@ -26,6 +25,7 @@ from bitswitch.runtime.graph.operations import (
     mean_of,
     summands_of,
 )
+from bitswitch.runtime.graph.purity import has_hooks
 
 # Quantized copies that one kernel writes at most.
 _MOST_COPIES = 4
@@ -41,7 +41,7 @@ class Plan:
         output: what the network returns, with values as torch.fx nodes.
         code_readers: for each value that comes with codes, the convolutions (names of nodes) that read them.
         float_values: the values that are needed as float tensors.
-        alone: quantized layers that are left to PyTorch, so run by themselves.
+        alone: quantized layers that are left to PyTorch, so run by themselves, also those inside other modules.
     """
 
     arguments: tuple[tuple[str, str], ...]
@@ -81,12 +81,17 @@ def make_plan(graph: fx.Graph, model: nn.Module, separate: Collection[str] = ())
         for node in graph.nodes
         if node.op == "placeholder" and str(node.target) in parameters
     )
-    alone = tuple(
-        str(node.operation.target)
-        for node in nodes
-        if isinstance(node, TorchNode) and isinstance(modules.get(str(node.operation.target)), SwitchableLayer)
-    )
+    alone = tuple(name for node in nodes if isinstance(node, TorchNode) for name in _layers_of(node, modules))
     return Plan(arguments, nodes, output, *_edges(nodes, output), alone)
+
+
+def _layers_of(node: TorchNode, modules: dict[str, nn.Module]) -> Iterator[str]:
+    """Return the names of the quantized layers that a node runs: what it calls, or is inside of that."""
+    if node.operation.op == "call_module":
+        called = str(node.operation.target)
+        for name, module in modules[called].named_modules(prefix=called):
+            if isinstance(module, SwitchableLayer):
+                yield name
 
 
 class _Builder:

@@ -17,6 +17,11 @@ class UntraceableError(Exception):
     """A network cannot be turned into a graph; the engine then runs it module by module. The message says why."""
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def simplify(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
     """Remove what does nothing in evaluation mode and what nothing reads, and give operations in place their pure form.
 
@@ -40,13 +45,26 @@ def simplify(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             graph.erase_node(node)
     _make_pure(graph, modules)
     for node in reversed(graph.nodes):
-        if node.op not in ("placeholder", "output") and not node.users:
+        if node.op not in ("placeholder", "output") and not node.users and not _may_do_more(node, modules):
             graph.erase_node(node)
+
+
+def _may_do_more(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a call may do something besides returning a value: of modules that are not known, or with hooks."""
+    if node.op != "call_module":
+        return False
+    module = modules[str(node.target)]
+    return not _is_known(module) or any(has_hooks(inner) for inner in module.modules())
+
+
+def _is_known(module: nn.Module) -> bool:
+    return isinstance(module, (SwitchableLayer, PerWidthNorm)) or type(module).__module__.startswith("torch.nn.")
 
 
 def _does_nothing(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
-        return isinstance(modules[str(node.target)], (nn.Identity, nn.modules.dropout._DropoutNd))
+        module = modules[str(node.target)]
+        return isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)) and not has_hooks(module)
     if node.op != "call_function":
         return False
     position = {"dropout": 2, "dropout1d": 2, "dropout2d": 2, "dropout3d": 2, "stochastic_depth": 3}.get(
@@ -75,6 +93,8 @@ IN_PLACE_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.irshift: operator.rshift,
 }
 """Augmented assignments, and what they compute."""
+KEEPS_TYPE = "bitswitch_keeps_type"
+"""Mark of nodes whose result has the type of their first argument."""
 _IN_PLACE_METHODS = frozenset(f"__{function.__name__}__" for function in IN_PLACE_OPERATORS)
 # Return a view of an argument, or the argument itself, and do nothing else.
 _VIEWS = frozenset(
@@ -145,9 +165,8 @@ def _is_fresh(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the result of a node certainly shares no memory with its arguments."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        known = isinstance(module, (SwitchableLayer, PerWidthNorm)) or type(module).__module__.startswith("torch.nn.")
         changes = getattr(module, "inplace", False) or module._forward_hooks
-        return known and not changes and not isinstance(module, _MAY_VIEW_MODULES)
+        return _is_known(module) and not changes and not isinstance(module, _MAY_VIEW_MODULES)
     return is_from_torch(node) and function_name(node) in _FRESH and not node.kwargs.get("inplace")
 
 
@@ -201,7 +220,11 @@ def _aliases(node: fx.Node, modules: dict[str, nn.Module], among: set[fx.Node]) 
 
 
 def _make_node_pure(node: fx.Node) -> None:
-    """Give a node the pure form of its operation; modules with `inplace` are made pure where they are run."""
+    """Give a node the pure form of its operation; modules with `inplace` are made pure where they are run.
+
+    The result has the type of the tensor that was changed, which is for who runs the node to see to.
+    """
+    node.meta[KEEPS_TYPE] = True
     if node.op == "call_function" and node.target in IN_PLACE_OPERATORS:
         node.target = IN_PLACE_OPERATORS[node.target]  # pyright: ignore[reportArgumentType]
     elif node.op == "call_method" and str(node.target).endswith("_"):

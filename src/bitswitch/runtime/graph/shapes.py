@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from bitswitch.runtime.conv_reference import channel_stride
 from bitswitch.runtime.graph.arena import Request, place
@@ -52,7 +53,8 @@ def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module,
     Raises:
         ShapeError: the plan does not fit.
     """
-    with torch.random.fork_rng(devices=()):
+    # Tensors of inference mode do not tell when they are changed.
+    with torch.random.fork_rng(devices=()), torch.inference_mode(False), torch.no_grad():
         shapes, last = _find_shapes(plan, geometries, bound, model, inputs)
     requests = _requests(plan, shapes)
     shared = _share(plan, requests)
@@ -77,7 +79,11 @@ def _find_shapes(
     needed = {name for node in plan.nodes if isinstance(node, TorchNode) for name in node.inputs}
     for node in plan.nodes:
         if isinstance(node, TorchNode):
+            before = _versions(node, samples)
             samples[node.name] = result = operation(node.operation, bound, model)(samples)
+            if _versions(node, samples) != before:
+                # Codes have been made from what it was, and other values may be views of it.
+                raise ShapeError(f"{node.name} changes its input in place")
             if isinstance(result, Tensor):
                 shapes[node.name] = tuple(result.shape)
             continue
@@ -87,6 +93,12 @@ def _find_shapes(
             samples[node.name] = torch.zeros(shape) if isinstance(node, LinearNode) else _image(shape)
     last = frozenset(name for name, value in samples.items() if isinstance(value, Tensor) and is_channels_last(value))
     return shapes, last
+
+
+def _versions(node: TorchNode, samples: Mapping[str, Any]) -> list[int]:
+    """Return how often the tensors have been changed in place that a node reads."""
+    read = pytree.tree_leaves([samples[name] for name in node.inputs])
+    return [leaf._version for leaf in read if isinstance(leaf, Tensor) and not leaf.is_inference()]
 
 
 def _check_types(node: Node, samples: Mapping[str, Any]) -> None:

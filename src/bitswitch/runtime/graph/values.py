@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from bitswitch.runtime.graph.geometry import ShapeError
 from bitswitch.runtime.graph.nodes import ConvNode
 from bitswitch.runtime.graph.operands import Bound
+from bitswitch.runtime.graph.purity import KEEPS_TYPE
 
 
 def attribute_of(model: nn.Module, target: str) -> Any:
@@ -42,6 +43,23 @@ def fill(argument: Any, value: Callable[[fx.Node], Any]) -> Any:
 
 def operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mapping[str, Any]], Any]:
     """Return a function from values by name to the result of a traced operation."""
+    run = _operation(node, bound, model)
+    if not node.meta.get(KEEPS_TYPE) or not node.args or not isinstance(node.args[0], fx.Node):
+        return run
+    changed = node.args[0].name
+    return lambda values: _of_type(run(values), values[changed])
+
+
+def _of_type(result: Any, changed: Any) -> Any:
+    """Return a result in the type of the tensor that the network changes in place."""
+    if not isinstance(result, Tensor) or not isinstance(changed, Tensor) or result.dtype is changed.dtype:
+        return result
+    if not torch.can_cast(result.dtype, changed.dtype):
+        raise ShapeError(f"a tensor of type {changed.dtype} is changed in place to {result.dtype}")
+    return result.to(changed.dtype)
+
+
+def _operation(node: fx.Node, bound: Bound, model: nn.Module) -> Callable[[Mapping[str, Any]], Any]:
     if node.op == "get_attr":
         constant = attribute_of(model, str(node.target))
         return lambda values: constant
