@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,19 @@ class Between(nn.Module):
         return self.second(self.function(self.first(x)))  # pyright: ignore[reportCallIssue]
 
 
+def subtract_in_a_view(x: Tensor) -> Tensor:
+    y = F.relu(x)
+    y[:, :2].sub_(1)
+    return y
+
+
+def read_by_an_older_view(x: Tensor) -> Tensor:
+    y = F.relu(x)
+    view = y[:, :]
+    y.sub_(1)
+    return view
+
+
 def assign_part(x: Tensor) -> Tensor:
     y = F.relu(x)
     y[:, 0] = x[:, 0]
@@ -94,6 +108,16 @@ def assign_part(x: Tensor) -> Tensor:
         (lambda x: F.layer_norm(F.relu(x), (4,)), False),
         (lambda x: F.relu(x).add_(x), False),
         (assign_part, False),
+        (subtract_in_a_view, False),
+        (read_by_an_older_view, False),
+        (lambda x: torch.add(F.relu(x), F.relu(-x), alpha=-1), False),
+        (lambda x: torch.add(F.relu(x), F.relu(-x), alpha=2), True),
+        (lambda x: torch.mul(F.relu(x), other=-1.0), False),
+        (lambda x: F.relu(x) * np.float32(-1), False),
+        (lambda x: F.threshold(x, 0.5, 0.0), True),
+        (lambda x: F.threshold(x, 0.5, -1.0), False),
+        (lambda x: F.threshold(x, -1.0, 0.0), False),
+        (lambda x: F.alpha_dropout(F.relu(x), 0.5), False),
     ],
 )
 def test_sign_of_what_reaches_the_next_layer(function: object, nonnegative: bool) -> None:

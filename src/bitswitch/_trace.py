@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,13 +24,15 @@ _KEEP_NONNEGATIVE = frozenset(
     """
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d boolean_dispatch fn flatten reshape
-    view permute transpose swapaxes contiguous dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout cat
+    view permute transpose swapaxes contiguous dropout dropout1d dropout2d dropout3d feature_dropout cat
     concat concatenate stack add mul mean sum amax max getitem chunk split tensor_split unbind squeeze unsqueeze to
     clone detach expand repeat repeat_interleave roll flip movedim narrow
     select pixel_shuffle pixel_unshuffle channel_shuffle
     sqrt float half bfloat16 type_as unflatten iadd imul
     """.split()  # noqa: SIM905
 )
+
+_ARITHMETIC = ("add", "mul", "iadd", "imul")
 
 # Functions that make a tensor of the form of one that they are given: they read its shape, type or device, no values.
 _LIKE = frozenset(
@@ -81,13 +84,17 @@ def _function_name(function: Callable[..., Any]) -> str:
 def _is_nonnegative(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[_Origin | None]) -> bool:
     if name in _PRODUCE_NONNEGATIVE:
         return True
-    if name in ("hardtanh", "clamp", "clip", "threshold", "clamp_min"):
+    if name == "threshold":
+        given = [kwargs.get(key, args[i] if len(args) > i else None) for i, key in ((1, "threshold"), (2, "value"))]
+        return all(isinstance(bound, (int, float)) and bound >= 0 for bound in given)
+    if name in ("hardtanh", "clamp", "clip", "clamp_min"):
         low = kwargs.get("min_val", kwargs.get("min", args[1] if len(args) > 1 else None))
         return isinstance(low, (int, float)) and low >= 0
     if name not in _KEEP_NONNEGATIVE:
         return False
-    scalars = [a for a in args[:2] if isinstance(a, (int, float))] if name in ("add", "mul", "iadd", "imul") else []
-    return all(origin is not None and origin.nonnegative for origin in tensors) and all(s >= 0 for s in scalars)
+    # Summands, factors and alpha=.
+    scalars = [a for a in (*args, *kwargs.values()) if isinstance(a, Real)] if name in _ARITHMETIC else []
+    return all(origin is not None and origin.nonnegative for origin in tensors) and all(float(s) >= 0 for s in scalars)
 
 
 def _reads_values(name: str, args: tuple[Any, ...], tensor: Tensor, result: Any) -> bool:
@@ -95,6 +102,11 @@ def _reads_values(name: str, args: tuple[Any, ...], tensor: Tensor, result: Any)
     if name in _LIKE or (name in _TAKE_FORM and args and args[0] is not tensor):
         return False
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result))
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor, or what shares its memory, has been changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _Tracer(TorchFunctionMode):
@@ -130,8 +142,9 @@ class _Tracer(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        before = [_version(tensor) for tensor in given]
+        result = func(*args, **kwargs)
         for tensor in given:
             holders = self._holders.get(id(tensor), set())
             if holders.isdisjoint(self._inside) and _reads_values(_function_name(func), args, tensor, result):
@@ -142,8 +155,17 @@ class _Tracer(TorchFunctionMode):
                 nonnegative = _is_nonnegative(_function_name(func), args, kwargs, origins)
                 # An assignment to a part of a tensor returns nothing; it changes its first argument.
                 changed = args[0] if _function_name(func) == "setitem" else result
+                if not nonnegative:
+                    self._doubt([t for t, version in zip(given, before, strict=True) if _version(t) != version])
                 self.mark(changed, _Origin(self.sources((args, kwargs)), nonnegative))
         return result
+
+    def _doubt(self, changed: list[Tensor]) -> None:
+        """Take what shares memory with tensors that were changed in place for possibly negative."""
+        memory = {tensor.untyped_storage().data_ptr() for tensor in changed}
+        for key, (tensor, origin) in list(self._origins.items()) if memory else ():
+            if tensor.untyped_storage().data_ptr() in memory:
+                self._origins[key] = (tensor, _Origin(origin.sources))
 
     def enter(self, name: str, inputs: Any) -> None:
         if not self._inside:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -159,7 +160,7 @@ def load_sensitivity(given: Path | None, options: TrainedOptions, trained: Train
     folders = (options.results, trained.path / RESULTS_FOLDER, trained.path)
     path = given or next((f / SENSITIVITY_NAME for f in folders if (f / SENSITIVITY_NAME).exists()), None)
     if path is None:
-        raise ConfigError(f"the sensitivity is not known yet; run: bitswitch sensitivity {options.trained}")
+        raise ConfigError(f"the sensitivity is not known yet; run: bitswitch sensitivity {quote(str(options.trained))}")
     return Sensitivity.load(path, model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -182,9 +183,9 @@ def _print(found: Sequence[Found], space: SearchSpace, trained: Trained, options
     print(f"SubNets: {options.results / CSV_NAME}, {options.results / JSON_NAME}")
     print(f"plot:    {options.results / PLOT_NAME}")
     if options.save is not None:
-        print(f"saved:   {options.save}, measure it with: bitswitch evaluate {options.save}")
+        print(f"saved:   {options.save}, measure it with: bitswitch evaluate {quote(str(options.save))}")
         return
-    print(f"measure: bitswitch evaluate {trained.checkpoint} --precision {found[0].subnet.precision}")
+    print(f"measure: bitswitch evaluate {quote(str(trained.checkpoint))} --precision {found[0].subnet.precision}")
 
 
 COST_HEADER = ("average bits", "by weights", "size", "BitOPs")

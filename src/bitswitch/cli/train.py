@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
@@ -121,7 +122,9 @@ def _train(recipe: Recipe, find_folder: Callable[[], Path]) -> None:
             _print_results(results, folder)
     except KeyboardInterrupt:
         if folder is not None and distributed.is_main():
-            print(f"to continue from the last checkpoint: bitswitch train --resume {folder}", file=sys.stderr)
+            print(
+                f"to continue from the last checkpoint: bitswitch train --resume {quote(str(folder))}", file=sys.stderr
+            )
         raise
     finally:
         distributed.shutdown()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from bitswitch.errors import BitswitchError, CheckpointError, ConfigError
@@ -98,7 +99,7 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"{folder} is not a run folder: it has no {CONFIG_NAME} with a recipe")
     results = read_json(folder / RESULTS_NAME)
     if results is None:
-        raise ConfigError(f"{folder} is not finished; go on with: bitswitch train --resume {folder}")
+        raise ConfigError(f"{folder} is not finished; go on with: bitswitch train --resume {quote(str(folder))}")
     try:
         recipe = from_json(Recipe, config["recipe"], "recipe")
     except BitswitchError as error:

@@ -59,7 +59,7 @@ def new_block(size: int) -> Tensor:
     """Return a float32 tensor of at least `size` bytes with any content, which calls in any mode may change."""
     # One of inference mode could not be changed outside of it, where the next call may be.
     with torch.inference_mode(False):
-        return torch.empty(-(-size // 4))
+        return torch.empty(-(-size // 4), dtype=torch.float32)
 
 
 class Arenas:
