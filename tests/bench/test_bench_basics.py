@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+from torch import nn
+
+import bitswitch as bs
 from bitswitch.bench import Machine, interleave, machine, read_bandwidth, write_json
+from bitswitch.bench.networks import switching
 
 
 def test_rounds_call_everything_in_turn() -> None:
@@ -26,6 +31,14 @@ def test_a_measurement_may_last_several_calls() -> None:
 
 def test_time_limit_leaves_three_rounds() -> None:
     assert interleave({"a": lambda: None}, repeat=50, seconds=0.0)["a"].count == 3
+
+
+def test_time_limit_of_switching_leaves_three_rounds() -> None:
+    x = torch.ones(2, 4)
+    model = bs.prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)), (4, 2), example_inputs=x)
+    bs.calibrate(model, [x])
+    found = switching(bs.deploy(model), x, (4, 2), repeat=50, seconds=0.0)
+    assert {bits: (t.switch.count, t.first_call.count) for bits, t in found.items()} == {4: (3, 3), 2: (3, 3)}
 
 
 def test_machine_says_what_it_is() -> None:

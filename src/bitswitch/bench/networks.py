@@ -85,7 +85,9 @@ def float_call(network: nn.Module, x: Tensor) -> Callable[[], object]:
     return call
 
 
-def switching(engine: nn.Module, x: Tensor, bits: Sequence[int], *, repeat: int = 15) -> dict[int, SwitchTiming]:
+def switching(
+    engine: nn.Module, x: Tensor, bits: Sequence[int], *, repeat: int = 15, seconds: float | None = None
+) -> dict[int, SwitchTiming]:
     """Time the change to each width from the one before it in the list, and the first answer after it.
 
     Args:
@@ -93,14 +95,16 @@ def switching(engine: nn.Module, x: Tensor, bits: Sequence[int], *, repeat: int 
         x: input of the first answer.
         bits: at least two widths.
         repeat: rounds; one more, the first, does not count.
+        seconds: end after the round in which this time has passed, but not before three rounds; None for no limit.
 
     Returns:
         What it costs, by the width that was switched to.
     """
     switches: dict[int, list[float]] = {width: [] for width in bits}
     calls: dict[int, list[float]] = {width: [] for width in bits}
+    start = time.perf_counter()
     with torch.inference_mode():
-        for _ in range(repeat + 1):
+        for turn in range(repeat + 1):
             for width in bits:
                 begin = time.perf_counter()
                 bs.switch(engine, width)
@@ -108,6 +112,8 @@ def switching(engine: nn.Module, x: Tensor, bits: Sequence[int], *, repeat: int 
                 engine(x)
                 switches[width].append(switched - begin)
                 calls[width].append(time.perf_counter() - switched)
+            if seconds is not None and turn >= 3 and time.perf_counter() - start > seconds:
+                break
     return {width: SwitchTiming(Timing.of(switches[width][1:]), Timing.of(calls[width][1:])) for width in bits}
 
 
