@@ -330,14 +330,15 @@ def test_an_engine_takes_its_own_state_back(model: nn.Module) -> None:
 
 
 class _Head(nn.Module):
-    """Reads the weight of another layer."""
+    """Reads the weight of another layer once it is told to: where it did so from the start, that would stay float."""
 
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self.table = table
+        self.reads = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.table.weight)
+        return nn.functional.linear(x, self.table.weight) if self.reads else x
 
 
 def test_copies_read_weights_at_their_precision() -> None:
@@ -346,9 +347,12 @@ def test_copies_read_weights_at_their_precision() -> None:
     network = nn.Sequential(table, nn.Linear(8, 8), nn.ReLU(), _Head(table))
     model = bs.prepare(network, BITS, force="*", example_inputs=tokens)
     bs.calibrate(model, [tokens])
+    head: Any = model.get_submodule("3")
+    head.reads = True
     engine = bs.deploy(model)
     copied = copy.deepcopy(engine)
     for bits in BITS:
         bs.switch(engine, bits)
         bs.switch(copied, bits)
+        assert copied(tokens).shape == (2, 5, 10)
         assert torch.equal(copied(tokens), engine(tokens))
