@@ -58,6 +58,11 @@ class LayerCost:
     midrise: tuple[int, ...] = ()
     activation_bits: Mapping[int, int] = field(default_factory=dict)
 
+    @property
+    def stored_by(self) -> str:
+        """Name of the layer that stores the weight: `owner`, or this one."""
+        return self.owner or self.name
+
     def weight_bytes(self, bits: int) -> int:
         """Return the bytes of the bit planes that a width needs, as a checkpoint for that width alone stores them.
 
@@ -125,13 +130,8 @@ class CostTable:
         """The layers by stored weight; layers that share one have one width."""
         groups: dict[str, list[LayerCost]] = {}
         for layer in self.layers.values():
-            groups.setdefault(layer.owner or layer.name, []).append(layer)
+            groups.setdefault(layer.stored_by, []).append(layer)
         return list(groups.values())
-
-    @property
-    def _stored(self) -> list[list[LayerCost]]:
-        """The groups with the layer that stores the weight first."""
-        return [sorted(group, key=lambda layer: layer.name != layer.owner) for group in self.groups]
 
     def of(self, precision: int | Mapping[str, int] | Precision) -> Cost:
         """Return what a precision costs.
@@ -144,12 +144,15 @@ class CostTable:
         weights = sum(layer.num_weights for layer in counted)
         bitops = [layer.bitops(widths[layer.name]) for layer in self.layers.values()]
         # Of layers that share a weight the planes are stored that any of them needs.
-        stored = sum(max(group[0].weight_bytes(widths[layer.name]) for layer in group) for group in self._stored)
+        stored: dict[str, int] = {}
+        for layer in self.layers.values():
+            owner = self.layers[layer.stored_by]
+            stored[owner.name] = max(stored.get(owner.name, 0), owner.weight_bytes(widths[layer.name]))
         timed = [layer.seconds[widths[layer.name]] for layer in self.layers.values() if layer.seconds is not None]
         return Cost(
             average_bits=average_bits(widths, self.available),
             weighted_bits=sum(widths[layer.name] * layer.num_weights for layer in counted) / max(1, weights),
-            weight_bytes=self.float_bytes + stored,
+            weight_bytes=self.float_bytes + sum(stored.values()),
             bitops=None if None in bitops else sum(value or 0 for value in bitops),
             latency=sum(timed) if timed else None,
         )

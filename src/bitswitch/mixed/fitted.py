@@ -53,5 +53,5 @@ def fitted(space: SearchSpace, measured: Sequence[Measured]) -> ObjectiveTable:
     table: ObjectiveTable = {}
     for group, (names, widths) in zip(space.costs.groups, space.choices, strict=True):
         worth = {bits: sum(float(gains.get((names[0], w), 0.0)) for w in widths if w <= bits) for bits in widths}
-        table[group[0].owner or group[0].name] = {bits: -value for bits, value in worth.items()}
+        table[group[0].stored_by] = {bits: -value for bits, value in worth.items()}
     return table

@@ -99,7 +99,7 @@ class SearchSpace:
 
     def _values_of(self, objective: Mapping[str, Mapping[int, float]]) -> list[Floats]:
         return [
-            np.array([_finite(objective, group[0].owner or group[0].name, bits) for bits in widths], dtype=np.float64)
+            np.array([_finite(objective, group[0].stored_by, bits) for bits in widths], dtype=np.float64)
             for group, widths in zip(self._groups, self._widths, strict=True)
         ]
 
