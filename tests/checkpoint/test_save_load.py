@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bitswitch as bs
 from bitswitch import checkpoint
@@ -308,19 +307,29 @@ def test_half_precision_and_odd_state(tmp_path: Path, net: Make, x: Tensor) -> N
         assert torch.equal(model(x.bfloat16()), loaded(x.bfloat16()))
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+class OnGpu(Tensor):
+    """Says that it is on a GPU, on machines without one too."""
+
+    device = property(lambda tensor: torch.device("cuda", 0))  # pyright: ignore[reportAssignmentType]
+
+
 def test_quantizers_go_where_the_weights_were(
     tmp_path: Path, trained: Make, net: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.save(trained(), tmp_path)
     moved: dict[nn.Module | None, torch.device] = {}
-    # Fake tensors say that they are on a GPU, on machines without one too, but modules made of them cannot be moved.
     monkeypatch.setattr(nn.Module, "to", lambda module, device: moved.setdefault(module, device) and module)
-    with FakeTensorMode(), torch.device("cuda"):
-        into = net()
-    model = opening._switchable_copy(into, tmp_path, read_config(tmp_path))
-    for _, layer in iter_layers(model):
-        assert moved[layer.weight_quantizer] == moved[layer.input_quantizer] == into.get_parameter("a.weight").device
+    into, config = net(), read_config(tmp_path)
+    model = opening._switchable_copy(into, tmp_path, config)
+    layers = [layer for _, layer in iter_layers(model)]
+    quantizers = {quantizer for layer in layers for quantizer in (layer.weight_quantizer, layer.input_quantizer)}
+    assert moved == dict.fromkeys(quantizers, torch.device("cpu"))
+    moved.clear()
+    for entry in config.table.select("quantized"):
+        layer = into.get_submodule(entry.name)
+        layer.weight = nn.Parameter(layer.get_parameter("weight").detach().as_subclass(OnGpu))
+    opening._move_quantizers(model, into)
+    assert moved == dict.fromkeys(quantizers, torch.device("cuda", 0))
 
 
 def test_links_to_regular_files_are_followed(tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
