@@ -104,7 +104,7 @@ def _reads_values(name: str, args: tuple[Any, ...], tensor: Tensor, result: Any)
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result))
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
     """Return how often a tensor, or what shares its memory, has been changed in place."""
     return 0 if tensor.is_inference() else tensor._version
 
@@ -143,7 +143,7 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        before = [_version(tensor) for tensor in given]
+        before = [version_of(tensor) for tensor in given]
         result = func(*args, **kwargs)
         for tensor in given:
             holders = self._holders.get(id(tensor), set())
@@ -156,7 +156,7 @@ class _Tracer(TorchFunctionMode):
                 # An assignment to a part of a tensor returns nothing; it changes its first argument.
                 changed = args[0] if _function_name(func) == "setitem" else result
                 if not nonnegative:
-                    self._doubt([t for t, version in zip(given, before, strict=True) if _version(t) != version])
+                    self._doubt([t for t, version in zip(given, before, strict=True) if version_of(t) != version])
                 self.mark(changed, _Origin(self.sources((args, kwargs)), nonnegative))
         return result
 

@@ -98,8 +98,9 @@ def measure(subject: Subject, settings: Settings, say: Callable[[str], object] =
     for name, options in ((CACHED, {}), (UNCACHED, {"cache_bytes": 0})) if len(subject.bits) > 1 else ():
         say(f"switching, {name}")
         engine = subject.engine(**options)
-        limits: dict[str, Any] = {"repeat": settings.repeat, "seconds": settings.seconds}
-        switches[name] = switching(engine, subject.inputs(1), subject.bits, **limits)
+        switches[name] = switching(
+            engine, subject.inputs(1), subject.bits, repeat=settings.repeat, seconds=settings.seconds
+        )
     memory: dict[int, Memory] = {}
     for width in subject.bits if settings.memory else ():
         say(f"memory at {width} bits")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bitswitch._trace import version_of
 from bitswitch.runtime.conv_reference import channel_stride
 from bitswitch.runtime.graph.arena import Request, place
 from bitswitch.runtime.graph.geometry import Geometries, LinearGeometry, ShapeError, pool_window
@@ -98,7 +99,7 @@ def _find_shapes(
 def _versions(node: TorchNode, samples: Mapping[str, Any]) -> list[int]:
     """Return how often the tensors have been changed in place that a node reads."""
     read = pytree.tree_leaves([samples[name] for name in node.inputs])
-    return [leaf._version for leaf in read if isinstance(leaf, Tensor) and not leaf.is_inference()]
+    return [version_of(leaf) for leaf in read if isinstance(leaf, Tensor)]
 
 
 def _check_types(node: Node, samples: Mapping[str, Any]) -> None:
