@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from bitswitch.layers.derived import derived_class
+
 
 class ProjectedMultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` with the layers q_proj, k_proj, v_proj and out_proj.
@@ -173,17 +175,11 @@ def project(attention: nn.Module) -> None:
     attention.__class__ = _projected_class(type(attention))
 
 
-_CLASSES: dict[type[nn.Module], type[ProjectedMultiheadAttention]] = {
-    nn.MultiheadAttention: ProjectedMultiheadAttention
-}
-
-
 def _projected_class(kind: type[nn.Module]) -> type[ProjectedMultiheadAttention]:
     """Return the class for an attention class or a subclass that keeps its forward."""
-    if kind not in _CLASSES:
-        name = f"Projected{kind.__name__}"
-        _CLASSES[kind] = type(name, (ProjectedMultiheadAttention, kind), {"__module__": __name__})
-    return _CLASSES[kind]
+    if kind is nn.MultiheadAttention:
+        return ProjectedMultiheadAttention
+    return derived_class(ProjectedMultiheadAttention, kind, f"Projected{kind.__name__}")
 
 
 def avoid_fast_path(module: nn.Module) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bitswitch.layers.derived import derived_class
+
 
 def norm_key(bits: int, next_bits: int | None = None) -> str:
     """Return the name of the normalisation of a width, or of a width and that of the next layer.
@@ -109,14 +111,13 @@ def make_per_width(norm: nn.Module, bits: tuple[int, ...], next_bits: tuple[int,
         next_bits: widths of the next layer, for a copy for every pair.
     """
     kind = type(norm)
-    if kind not in _CLASSES:
-        # A BatchNorm of another library, such as timm's with an activation inside.
-        _CLASSES[kind] = type(f"PerWidth{kind.__name__}", (PerWidthNorm, kind), {"__module__": __name__})
+    # None of these is a BatchNorm of another library, such as timm's with an activation inside.
+    per_width = _CLASSES.get(kind) or derived_class(PerWidthNorm, kind, f"PerWidth{kind.__name__}")
     keys = [norm_key(own, following) for own in bits for following in next_bits or (None,)]
     copies = {key: _without_hooks(copy.deepcopy(norm)) for key in keys}
     norm._parameters.clear()
     norm._buffers.clear()
     norm._modules.clear()
-    norm.__class__ = _CLASSES[kind]
+    norm.__class__ = per_width
     norm.norms = nn.ModuleDict(copies)
     norm.key = keys[0]  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

@@ -18,6 +18,7 @@ from bitswitch.layers.conv import (
     SwitchableConvTranspose3d,
     TransposedConv,
 )
+from bitswitch.layers.derived import derived_class
 from bitswitch.layers.embedding import SwitchableEmbedding
 from bitswitch.layers.foreign import import_target, qualified_name
 from bitswitch.layers.linear import SwitchableLinear
@@ -54,8 +55,7 @@ def switchable_class(kind: type[nn.Module]) -> type[SwitchableLayer] | None:
         return import_target(foreign)
     for base, switchable in _CLASSES.items():
         if issubclass(kind, base) and kind.forward is base.forward and not issubclass(kind, SwitchableLayer):
-            _CLASSES[kind] = type(f"Switchable{kind.__name__}", (switchable, kind), {"__module__": __name__})
-            return _CLASSES[kind]
+            return derived_class(switchable, kind, f"Switchable{kind.__name__}")
     return None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitswitch.errors import ArgumentError, PrepareError
 from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.derived import derived_class
 from bitswitch.layers.norm import PerWidthNorm
 from bitswitch.rounding import uint_range
 from bitswitch.runtime.affine import fold, input_numbers
@@ -227,12 +228,6 @@ def multiply_codes(codes: Tensor, row_scale: Tensor | None, operands: Operands, 
     )
 
 
-_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
-
-
 def mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
     """Return the class of `mixin` before `kind`, the same one every time."""
-    if (mixin, kind) not in _CLASSES:
-        name = kind.__name__.replace("Switchable", "Integer").replace("PerWidth", "Following")
-        _CLASSES[mixin, kind] = type(name, (mixin, kind), {"__module__": __name__})
-    return _CLASSES[mixin, kind]
+    return derived_class(mixin, kind, kind.__name__.replace("Switchable", "Integer").replace("PerWidth", "Following"))
