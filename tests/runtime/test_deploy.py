@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,21 @@ def test_copies_switch_on_their_own(model: nn.Module) -> None:
 def test_pickling_says_what_to_do_instead(model: nn.Module) -> None:
     with pytest.raises(PrepareError, match=r"bitswitch\.save"):
         pickle.dumps(bs.deploy(model))
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_compiled_code_calls_engines_as_they_are(model: nn.Module, fuse: bool) -> None:
+    engine = bs.deploy(model, bits=4, fuse=fuse)
+    compiled = torch.compile(lambda x, bits: 2 * engine(x + 0, precision=bits), backend="eager")
+    for bits in (4, 2):
+        assert torch.equal(compiled(X, bits), 2 * engine(X, precision=bits))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("trace", [torch.jit.trace, torch.export.export])
+def test_engines_are_not_traced(model: nn.Module, trace: Callable[..., Any]) -> None:
+    with pytest.raises(PrepareError, match="cannot be traced or exported"):
+        trace(bs.deploy(model), (X,))
 
 
 def test_engines_stay_on_the_cpu_in_float32(model: nn.Module) -> None:

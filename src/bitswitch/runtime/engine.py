@@ -113,7 +113,15 @@ class Engine(nn.Module):
         Raises:
             PrecisionError, UnknownLayerError, ArgumentError, MissingPlanesError: as `bitswitch.switch`.
             ArgumentError: an integer layer has an input that is not on the CPU.
+            PrepareError: it is being traced or exported.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return _run_uncompiled(self, args, {"precision": precision, **kwargs})  # pyright: ignore[reportCallIssue]
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # pyright: ignore[reportPrivateImportUsage]
+            raise PrepareError(
+                "an engine cannot be traced or exported: its kernels are no operations of PyTorch; "
+                "export the network that it was deployed from"
+            )
         configuration = self._live if precision is None else self._configuration(Precision.of(precision))
         local = self._active.local
         outer = getattr(local, "configuration", None)
@@ -216,3 +224,9 @@ class Engine(nn.Module):
             "an engine cannot be pickled: its weights are mapped from files; save the model that it was deployed from "
             "with bitswitch.save and deploy the folder where it is needed"
         )
+
+
+@torch.compiler.disable
+def _run_uncompiled(engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an engine inside a network that torch.compile compiles: its kernels are compiled already."""
+    return engine.forward(*args, **kwargs)
