@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import bitswitch as bs
-from bitswitch.errors import ArgumentError, PrecisionError, UnknownLayerError
+from bitswitch.errors import ArgumentError, PrecisionError, PrepareError, UnknownLayerError
+from bitswitch.layers.base import iter_layers
 from bitswitch.layers.table import state_of
 from tests.networks import QUANTIZED, images, residual
 
@@ -72,6 +75,16 @@ def test_a_bad_request_changes_nothing(model: nn.Module, request_: tuple[object,
         raise AssertionError("the context must not be entered")
     assert widths(model) == before
     assert state_of(model).precision == precision
+
+
+def test_layers_that_were_replaced_are_named(model: nn.Module) -> None:
+    other = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    with pytest.raises(PrepareError, match="BatchNorm 'stem_bn' has been replaced by a SyncBatchNorm"):
+        bs.switch(other, 2)
+    assert all(layer.bits == 8 for _, layer in iter_layers(other))
+    model.register_module("conv2", nn.Conv2d(4, 4, 1))
+    with pytest.raises(PrepareError, match="layer 'conv2' has been replaced by a Conv2d"):
+        bs.switch(model, 2)
 
 
 def test_at_returns_also_after_an_exception(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from bitswitch.errors import PrepareError
 from bitswitch.layers.base import layer_of
 from bitswitch.layers.norm import PerWidthNorm, norm_key
 from bitswitch.layers.table import EngineState, ModelState, state_of, unwrap
@@ -26,7 +27,7 @@ def switch(model: nn.Module, precision: int | Mapping[str, int] | Precision, def
         default: with a mapping, the width of the layers that it does not name.
 
     Raises:
-        PrepareError: the model is not prepared.
+        PrepareError: the model is not prepared, or a layer of it was replaced afterwards.
         UnknownLayerError: a layer is named that the model does not have or that is not quantized.
         PrecisionError: a width was not prepared, or a layer is left without one.
         ArgumentError: the precision has a wrong type.
@@ -58,14 +59,23 @@ def switch(model: nn.Module, precision: int | Mapping[str, int] | Precision, def
 
 
 def _apply(network: nn.Module, state: ModelState, precision: Precision, resolved: Mapping[str, int]) -> None:
-    for name, bits in resolved.items():
-        layer = layer_of(network, name)
+    layers = [(layer_of(network, name), bits) for name, bits in resolved.items()]
+    norms = [(_norm_of(network, name), key) for name, key in norm_keys(state, precision, resolved).items()]
+    for layer, bits in layers:
         layer.bits = bits
-    for name, key in norm_keys(state, precision, resolved).items():
-        norm = network.get_submodule(name)
-        assert isinstance(norm, PerWidthNorm)
+    for norm, key in norms:
         norm.key = key
     state.precision = precision
+
+
+def _norm_of(network: nn.Module, name: str) -> PerWidthNorm:
+    norm = network.get_submodule(name)
+    if not isinstance(norm, PerWidthNorm):
+        raise PrepareError(
+            f"the BatchNorm {name!r} has been replaced by a {type(norm).__name__}, which has no copies for the widths; "
+            "convert BatchNorms before bitswitch.prepare"
+        )
+    return norm
 
 
 def norm_keys(state: ModelState, precision: Precision, resolved: Mapping[str, int]) -> dict[str, str]:

@@ -186,9 +186,17 @@ class SwitchableLayer(nn.Module):
 
 
 def layer_of(model: nn.Module, name: str) -> SwitchableLayer:
-    """Return the switchable layer of a name that the layer table calls quantized."""
+    """Return the switchable layer of a name that the layer table calls quantized.
+
+    Raises:
+        PrepareError: there is something else now.
+    """
     layer = model.get_submodule(name)
-    assert isinstance(layer, SwitchableLayer)
+    if not isinstance(layer, SwitchableLayer):
+        raise PrepareError(
+            f"layer {name!r} has been replaced by a {type(layer).__name__}, which has no widths; "
+            "replace layers before bitswitch.prepare"
+        )
     return layer
 
 
