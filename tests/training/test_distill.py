@@ -52,6 +52,20 @@ def test_an_equal_teacher_teaches_nothing() -> None:
     assert divergence(logits, logits).item() == 0.0
 
 
+def test_masked_classes_add_nothing() -> None:
+    torch.manual_seed(2)
+    student, teacher = torch.randn(6, 5, requires_grad=True), torch.randn(6, 5)
+    mask = torch.tensor([False, True, False, False, True])
+    masked = divergence(student.masked_fill(mask, -torch.inf), teacher.masked_fill(mask, -torch.inf))
+    assert torch.equal(masked, divergence(student[:, ~mask], teacher[:, ~mask]))
+    masked.backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert (student.grad[:, mask] == 0).all()
+    # A class that the teacher alone has masked out does the student no harm.
+    assert divergence(student, teacher.masked_fill(mask, -torch.inf)).isfinite()
+
+
 def test_combine() -> None:
     task, student, teacher = torch.tensor(2.0), torch.randn(4, 3), torch.randn(4, 3)
     distillation = Distillation("self", weight=0.5, temperature=3.0, task_weight=0.25)

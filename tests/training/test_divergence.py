@@ -104,12 +104,21 @@ def test_a_gradient_that_is_not_finite_is_found_before_it_does_harm() -> None:
     assert all(torch.equal(value, before[name]) for name, value in parameters_of(model).items())
 
 
-def test_a_gradient_that_is_not_finite_is_not_clipped_into_all_weights() -> None:
+@pytest.mark.parametrize(
+    ("options", "which"),
+    [
+        ({}, "the weights"),
+        ({"clip_grad_norm": 1.0}, "the weights"),
+        ({"algorithm": "accumulate"}, "the weights, added up over the widths,"),
+        ({"algorithm": "accumulate", "clip_grad_norm": 1.0}, "the weights, added up over the widths,"),
+    ],
+)
+def test_a_gradient_that_is_not_finite_comes_to_no_weight(options: dict[str, Any], which: str) -> None:
     model = make_model()
     before = parameters_of(model)
     model.conv3.weight.register_hook(lambda gradient: gradient * math.nan)
-    trainer = JointTrainer(model, "cross_entropy", total_steps=5, algorithm="accumulate", clip_grad_norm=1.0)
-    with pytest.raises(DivergenceError, match="gradient of the weights, added up over the widths, is not, at step 0"):
+    trainer = JointTrainer(model, "cross_entropy", total_steps=5, **options)
+    with pytest.raises(DivergenceError, match=f"the loss is finite but the gradient of {which} is not, at step 0"):
         trainer.step(make_batches(1)[0])
     assert all(torch.equal(value, before[name]) for name, value in parameters_of(model).items())
 

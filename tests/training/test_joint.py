@@ -113,6 +113,38 @@ def test_clipping_limits_the_weights_and_reports_the_norm() -> None:
     assert result.widths[4].gradient_norm > 1e-3
 
 
+def test_the_norm_is_reported_without_clipping() -> None:
+    trainer = JointTrainer(make_model(), "cross_entropy", total_steps=5, optimizer=torch.optim.SGD, bits=(4,))
+    found: list[float] = []
+
+    def norm(*_: Any) -> None:
+        found.append(math.sqrt(sum(float(p.grad.square().sum()) for p in trainer._pair._names if p.grad is not None)))
+
+    assert trainer._pair._for_weights is not None
+    trainer._pair._for_weights.register_step_pre_hook(norm)
+    assert [trainer.step(make_batches(1)[0]).widths[4].gradient_norm] == pytest.approx(found, rel=1e-5)
+
+
+def test_sparse_gradients_have_a_norm() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(16, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    network = nn.Sequential(nn.Embedding(9, 8, sparse=True), nn.Flatten(), *layers)
+    words, targets = torch.tensor([[1, 1], [1, 2]]), torch.tensor([0, 2])
+    model = bs.prepare(network, (8, 4), example_inputs=words, skip=["0"])
+    bs.calibrate(model, [words])
+    options: dict[str, Any] = {"optimizer": torch.optim.SGD, "weight_decay": 0.0, "bits": (4,)}
+    trainer = JointTrainer(model, "cross_entropy", total_steps=5, **options)
+    found: list[float] = []
+
+    def norm(*_: Any) -> None:
+        gradients = [p.grad.to_dense() for p in trainer._pair._names if p.grad is not None]
+        found.append(math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients)))
+
+    assert trainer._pair._for_weights is not None
+    trainer._pair._for_weights.register_step_pre_hook(norm)
+    assert [trainer.step((words, targets)).widths[4].gradient_norm] == pytest.approx(found, rel=1e-5)
+
+
 @pytest.mark.parametrize("max_norm", [1e-3, 1e6])
 def test_gradients_of_all_widths_have_one_norm(max_norm: float) -> None:
     trainer = JointTrainer(

@@ -67,8 +67,8 @@ class OptimizerPair:
         return None if self._for_weights is None else type(self._for_weights).__name__
 
     def clip(self) -> Tensor | None:
-        """Limit the norm of the weights' gradients, if asked to, and return the norm that they had."""
-        return None if self.max_norm is None else clip(self._names, self.max_norm)
+        """Limit the norm of the weights' gradients if asked to; return the one they had, if weights are trained."""
+        return clip(self._names, self.max_norm) if self._names else None
 
     @property
     def can_skip(self) -> bool:

@@ -161,10 +161,9 @@ class JointTrainer:
             batch: what `loss_fn` takes.
 
         Raises:
-            DivergenceError: a loss, the gradient of a weight scale or, with `clip_grad_norm`, the norm of the weights'
-                gradients is NaN or infinite. Nothing has been updated
-                with it, though the widths above have finished their steps, and BatchNorm has seen the batch (on a GPU
-                that of the widths below too).
+            DivergenceError: a loss, the gradient of a weight scale or the norm of the weights' gradients is NaN or
+                infinite. Nothing has been updated with it, though the widths above have finished their steps, and
+                BatchNorm has seen the batch (on a GPU that of the widths below too).
             ConfigError: the schedule has ended at a learning rate of 0.
         """
         factor = self.schedule(self.num_steps, self.total_steps)

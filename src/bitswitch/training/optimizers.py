@@ -213,6 +213,11 @@ def non_negative(name: str, value: float) -> float:
     return value
 
 
-def clip(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to a total norm of at most `max_norm` and return the norm that they had, float32 scalar."""
-    return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm).float()
+def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Return the total norm of gradients, float32 scalar; if it is above `max_norm`, scale them down to that."""
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm.float()

@@ -20,8 +20,9 @@ class WidthResult:
         scaled_gradient: the same after ALRS: times λ_b / λ, λ that of the scales.
         scale_lr: λ_b of Eq. (6) with the η of the width that names this result. Layers that drew another width under a
             per-layer precision have the η of their own.
-        gradient_norm: total norm of the gradients of the weights before clipping, or None without clipping. With the
-            algorithm "accumulate" that of all widths added up, at the last of them; None at the others.
+        gradient_norm: total norm of the gradients of all but the scales, before clipping; None if nothing but scales is
+            trained. With the algorithm "accumulate" that of all widths added up, at the last of them, and None at the
+            others.
     """
 
     precision: Precision
