@@ -120,8 +120,9 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, trained: Make, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         checkpoint.save(model, tmp_path)
+    assert Path(caught.value.filename).parent == tmp_path
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -106,6 +106,9 @@ def test_inputs_that_stay_float(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("words", "message"),
     [
         (["digits-cnn", "--batch", "0"], "--batch must be at least 1"),
+        (["digits-cnn", "--seconds", "nan"], "--seconds must be at least 0; got nan"),
+        (["digits-cnn", "--json", "."], "--json is a file; . is a folder"),
+        (["digits-cnn", "--input-shape", "3", "8", "8"], "digits-cnn does not take inputs of 3×8×8"),
         (["digits-cnn", "--image-size", "8", "--input-shape", "1", "8", "8"], "either --image-size or --input-shape"),
         (["digits-cnm"], "digits-cnm"),
         (["./nowhere"], "is not a checkpoint folder"),

@@ -72,6 +72,21 @@ def test_other_options_for_a_name_are_refused(runs: Path, capsys: pytest.Capture
     assert "was started with recipe.joint.lr=0.002, this command says 0.5" in capsys.readouterr().err
 
 
+def test_a_refused_run_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--runs", str(tmp_path), "--start.weights", str(tmp_path / "none.safetensors")]) == 1
+    assert "none.safetensors" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"accuracy": {"8": "high"}}', '{"accuracy": 1}'])
+def test_other_results_are_refused(runs: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(runs / "digits-a", tmp_path / "digits-b")
+    (tmp_path / "digits-b" / "results.json").write_text(text)
+    for words in (["train", "--resume"], ["report"]):
+        assert main([*words, str(tmp_path / "digits-b")]) == 1
+        assert "results.json does not hold the results of a run" in capsys.readouterr().err
+
+
 def test_only_run_folders_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(tmp_path)]) == 1
     assert "is not a run folder" in capsys.readouterr().err

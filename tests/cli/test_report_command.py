@@ -84,6 +84,20 @@ def test_without_files_only_the_pages_are_written(pair: list[Path], capsys: pyte
     assert {path.name for path in pair[0].parent.iterdir()} == before
 
 
+@pytest.mark.parametrize("option", ["--json", "--output"])
+def test_files_that_cannot_be_written(
+    option: str, pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.md").mkdir()
+    (tmp_path / "file").touch()
+    before = snapshot(pair[0])
+    assert main(["report", str(pair[0]), option, str(tmp_path / "folder.md")]) == 1
+    assert f"{option} is a file; {tmp_path / 'folder.md'} is a folder" in capsys.readouterr().err
+    assert main(["report", str(pair[0]), option, str(tmp_path / "file" / "a.md")]) == 1
+    assert f"cannot be written, {tmp_path / 'file'} is a file" in capsys.readouterr().err
+    assert snapshot(pair[0]) == before
+
+
 @pytest.mark.parametrize("kind", ["twice", "unfinished", "no run", "no name"])
 def test_errors_name_the_folder_and_write_nothing(
     kind: str, pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bitswitch._files import write_state
-from bitswitch.errors import CheckpointError, ConfigError
+from bitswitch.errors import CheckpointError, ConfigError, DivergenceError
 from bitswitch.training.run import RunFolder, is_locked, read_json, write_json
 from bitswitch.training.run_loop import Cadence, Observer, run_phase
 from bitswitch.training.run_metrics import MetricsFile, MetricsRow, Window, read_metrics
@@ -126,6 +126,30 @@ def test_a_run_that_has_done_nothing_may_be_corrected(tmp_path: Path) -> None:
         RunFolder(tmp_path, CONFIG)
 
 
+def test_a_run_that_was_refused_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError), RunFolder(tmp_path / "new", CONFIG):
+        raise ConfigError("no such data")
+    assert list(tmp_path.iterdir()) == []
+    # One that was interrupted is said to go on, what is in use already is the user's, and what was done is kept.
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "stopped", CONFIG):
+        raise KeyboardInterrupt
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError), RunFolder(tmp_path / "there", CONFIG):
+        raise ConfigError("no such data")
+    begun = RunFolder(tmp_path / "begun", CONFIG)
+    (tmp_path / "begun" / "metrics.csv").touch()
+    with pytest.raises(DivergenceError), begun:
+        raise DivergenceError("at step 7")
+    assert all((tmp_path / name / "config.json").exists() for name in ("stopped", "there", "begun"))
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_files_are_no_run_folders(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is to be a run folder, but there is a file"):
+        RunFolder(tmp_path / name, CONFIG)
+
+
 def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="not a run folder: it holds 'thesis.tex'"):
@@ -203,6 +227,10 @@ def test_json_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"loss": float("nan")})
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CheckpointError, match="folder: expected a file, found a folder"):
+        write_json(tmp_path / "folder", {})
+    (tmp_path / "folder").rmdir()
     for other in (tmp_path, path / "b.json"):
         with pytest.raises(CheckpointError, match="expected a JSON file"):
             read_json(other)

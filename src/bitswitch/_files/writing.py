@@ -65,7 +65,7 @@ def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> Fil
             file.write(chunk)
             size += len(chunk)
 
-    name = _write_atomically(folder, write, lambda: file_name(stem, digest.hexdigest()))
+    name = _write_atomically(folder, stem, write, lambda: file_name(stem, digest.hexdigest()))
     return FileRecord(name, size, digest.hexdigest())
 
 
@@ -76,18 +76,21 @@ def write_document(folder: Path, name: str, members: Mapping[str, Any]) -> None:
         ArgumentError: `members` is not JSON.
     """
     sealed = seal(members)
-    _write_atomically(folder, lambda file: file.write(sealed), lambda: name)
+    _write_atomically(folder, name, lambda file: file.write(sealed), lambda: name)
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that appears complete or not at all; folders above it are made.
 
     Raises:
-        CheckpointError: the path of its folder is taken by something else.
+        CheckpointError: its path is a folder, or the path of its folder is a file.
+        OSError: it cannot be written; the error names it, and an older file is still there.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: expected a file, found a folder")
     # Who holds the lock removes the temporary files of all others as those of killed writers.
     with locked(path.parent):
-        _write_atomically(path.parent, lambda file: file.write(content), lambda: path.name)
+        _write_atomically(path.parent, path.name, lambda file: file.write(content), lambda: path.name)
 
 
 def remove_unreferenced(folder: Path, stems: str, keep: Collection[str]) -> None:
@@ -117,8 +120,11 @@ def _chunks(header: bytes, order: list[str], tensors: Mapping[str, Tensor]) -> I
             yield tensor.view(torch.uint8).numpy().data
 
 
-def _write_atomically(folder: Path, write: Callable[[BinaryIO], Any], name: Callable[[], str]) -> str:
-    """Write a temporary file, flush it to the disk, and rename it to what `name()` says once it is written."""
+def _write_atomically(folder: Path, stem: str, write: Callable[[BinaryIO], Any], name: Callable[[], str]) -> str:
+    """Write a temporary file, flush it to the disk, and rename it to what `name()` says once it is written.
+
+    `stem` is what the name begins with; errors name the file by it.
+    """
     temporary = folder / f".bitswitch-{secrets.token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
@@ -127,9 +133,12 @@ def _write_atomically(folder: Path, write: Callable[[BinaryIO], Any], name: Call
             os.fsync(file.fileno())
         target = name()
         os.replace(temporary, folder / target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            # As when the disk is full: a write that fails does not know its file.
+            error.filename = str(folder / stem)
         raise
     _sync_folder(folder)
     return target

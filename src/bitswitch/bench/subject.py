@@ -84,7 +84,8 @@ def open_subject(
         dynamic: see `Subject`.
 
     Raises:
-        ConfigError: there is neither such a folder nor such an architecture, or a width is not there.
+        ConfigError: there is neither such a folder nor such an architecture, a width is not there, or the network does
+            not take such inputs.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -93,13 +94,25 @@ def open_subject(
             raise ConfigError(f"{folder} does not say which network it holds; save it with architecture=")
         architecture = Architecture.from_json(info.config.architecture)
         shape = tuple(input_shape) or _input_shape(architecture, image_size)
+        _check_shape(architecture, shape)
         return Subject(architecture.full_name, folder, architecture, _widths(info, bits), shape, dynamic)
     if folder.exists() or model.startswith((".", "/")) or (folder.parent.is_dir() and model.count("/") > 1):
         raise ConfigError(f"{model} is not a checkpoint folder")
     architecture = Architecture.of(model)
     shape = tuple(input_shape) or _input_shape(architecture, image_size)
+    _check_shape(architecture, shape)
     _save(architecture, scratch, tuple(bits) or (8, 6, 4, 2), shape, first_last)
     return Subject(model, scratch, architecture, _widths(read_info(scratch), bits), shape, dynamic)
+
+
+def _check_shape(architecture: Architecture, shape: tuple[int, ...]) -> None:
+    network = architecture.build().eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *shape))
+    except Exception as error:  # whatever the network's own code raises
+        sizes = "×".join(map(str, shape))
+        raise ConfigError(f"{architecture.full_name} does not take inputs of {sizes}: {error}") from error
 
 
 def _save(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 from rich.console import Console
 
+from bitswitch.cli.outputs import check_output_file
 from bitswitch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ def run(arguments: Sequence[str]) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
     if options.image_size is not None and options.input_shape:
         raise ConfigError("give either --image-size or --input-shape")
+    if not options.seconds >= 0:
+        raise ConfigError(f"--seconds must be at least 0; got {options.seconds}")
+    check_output_file("--json", options.json)
     with _threads(options.threads):
         _bench(options)
 

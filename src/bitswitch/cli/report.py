@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from bitswitch.cli.outputs import check_output_file
 from bitswitch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def run(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--output is a Markdown file, its name ends in .md; got {options.output}")
     if options.title is not None and options.output is None:
         raise ConfigError("--title is the heading of a page; name the page with --output")
+    check_output_file("--output", options.output)
+    check_output_file("--json", options.json)
     from bitswitch.report import write_report
     from bitswitch.report.compare import compare
     from bitswitch.report.runs import read_runs

@@ -18,7 +18,7 @@ from bitswitch.errors import BitswitchError, ConfigError
 from bitswitch.recipes import DESCRIPTIONS, RECIPES, Recipe
 
 if TYPE_CHECKING:
-    from bitswitch.recipes.job import Results
+    from bitswitch.recipes.results import Results
     from bitswitch.training.run_loop import Observer
 
 _PROG = "bitswitch train"

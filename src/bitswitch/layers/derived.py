@@ -1,4 +1,4 @@
-"""Classes made when they are needed, of a mixin and a layer class that someone else wrote, whose instances can be pickled."""
+"""Classes of a mixin and a layer class that someone else wrote, made when they are needed; instances can be pickled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def derived_class(mixin: type[nn.Module], kind: type[nn.Module], name: str) -> t
             return reduced
         return _new, (mixin, kind, name, *reduced[1][1:]), *reduced[2:]
 
-    made = type(name, (mixin, kind), {"__module__": __name__, "__reduce_ex__": reduce})
+    made: Any = type(name, (mixin, kind), {"__module__": __name__, "__reduce_ex__": reduce})
     return made
 
 

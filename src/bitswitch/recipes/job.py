@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from bitswitch.recipes.config import PrepareConfig, Recipe
 from bitswitch.recipes.convert import from_json, to_json
 from bitswitch.recipes.loaders import RecipeData
 from bitswitch.recipes.phases import Evaluated, FloatPhase, JointPhase, autocast_type, float_accuracy
+from bitswitch.recipes.results import Results
 from bitswitch.recipes.start import FLOAT_STATE, earlier_float_state, load_trained
 from bitswitch.recipes.stored import CHECKPOINT_FOLDER, RECIPE_NAME, architecture_of
 from bitswitch.recipes.supernet import make_sampler
@@ -34,38 +34,6 @@ from bitswitch.training import distributed, evaluate
 from bitswitch.training.run import RunFolder, write_json
 from bitswitch.training.run_loop import Cadence, Observer, run_phase
 from bitswitch.training.run_state import load_model_state, model_state
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a finished run is worth.
-
-    Attributes:
-        float_accuracy: accuracy of the float network before joint training, 0…1.
-        accuracy: accuracy of the stored checkpoint by width.
-        bytes_at: bytes of the files that each width needs.
-        float_bytes: the same network with its quantized weights as float32.
-    """
-
-    float_accuracy: float
-    accuracy: Mapping[int, float]
-    bytes_at: Mapping[int, int]
-    float_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it with widths as strings."""
-        return {
-            "float_accuracy": self.float_accuracy,
-            "accuracy": {str(bits): value for bits, value in self.accuracy.items()},
-            "bytes_at": {str(bits): size for bits, size in self.bytes_at.items()},
-            "float_bytes": self.float_bytes,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Results:
-        """Undo `to_json`."""
-        accuracy, bytes_at = ({int(b): item for b, item in value[name].items()} for name in ("accuracy", "bytes_at"))
-        return cls(value["float_accuracy"], accuracy, bytes_at, value["float_bytes"])
 
 
 def run_config(recipe: Recipe) -> dict[str, Any]:
@@ -95,21 +63,22 @@ def run_recipe(recipe: Recipe, path: str | os.PathLike[str], observer: Observer 
 
     Raises:
         ConfigError: the recipe is invalid, or the folder belongs to another one.
+        CheckpointError: a file of the folder is damaged.
         DivergenceError: training failed.
     """
     recipe.check()
     device = distributed.init("gloo" if recipe.run.device == "cpu" else None)
     with RunFolder(path, run_config(recipe), completed, machine=str(machine(bandwidth=False))) as folder:
-        done = folder.read_results()
+        done = Results.read(folder.path)
         if done is None:
             with _deterministic(recipe.run.deterministic):
-                done = _Job(recipe, folder, device, observer or Observer()).run().to_json()
-            folder.write_results(done)
+                done = _Job(recipe, folder, device, observer or Observer()).run()
+            folder.write_results(done.to_json())
             folder.note_time()
         if distributed.is_main():
             write_report(folder.path)
         distributed.barrier()
-        return Results.from_json(done)
+        return done
 
 
 class _Job:

@@ -10,13 +10,13 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from bitswitch.errors import BitswitchError, CheckpointError, ConfigError
+from bitswitch.errors import BitswitchError, ConfigError
 from bitswitch.recipes.config import Recipe
 from bitswitch.recipes.convert import from_json
-from bitswitch.recipes.job import Results
+from bitswitch.recipes.results import Results
 from bitswitch.recipes.stored import config_of_run
 from bitswitch.report.plots import PlotData
-from bitswitch.training.run import CONFIG_NAME, METRICS_NAME, RESULTS_NAME, TIMING_NAME, read_json
+from bitswitch.training.run import CONFIG_NAME, METRICS_NAME, TIMING_NAME, read_json
 from bitswitch.training.run_metrics import MetricsRow, read_metrics
 
 
@@ -97,24 +97,20 @@ def read_run(folder: Path) -> Run:
     config = config_of_run(folder) if folder.is_dir() else None
     if config is None:
         raise ConfigError(f"{folder} is not a run folder: it has no {CONFIG_NAME} with a recipe")
-    results = read_json(folder / RESULTS_NAME)
+    results = Results.read(folder)
     if results is None:
         raise ConfigError(f"{folder} is not finished; go on with: bitswitch train --resume {quote(str(folder))}")
     try:
         recipe = from_json(Recipe, config["recipe"], "recipe")
     except BitswitchError as error:
         raise ConfigError(f"{folder / CONFIG_NAME}: {error}") from None
-    try:
-        figures = Results.from_json(results)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CheckpointError(f"{folder / RESULTS_NAME} does not hold the results of a run") from None
     timing = read_json(folder / TIMING_NAME)
     sessions = timing.get("sessions") if isinstance(timing, dict) else None
     return Run(
         folder,
         recipe,
         config.get("processes", 1),
-        figures,
+        results,
         read_metrics(folder / METRICS_NAME),
         [session for session in sessions if isinstance(session, dict)] if isinstance(sessions, list) else [],
     )

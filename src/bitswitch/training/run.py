@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,8 @@ class RunFolder:
     Raises:
         ConfigError: another process runs in the folder, it is something else than a run folder, or its configuration
             differs; the message names the first field that does.
+
+    As a context manager it removes a folder that it made if an error comes before anything was done in it.
     """
 
     def __init__(
@@ -58,10 +61,15 @@ class RunFolder:
         self._machine = machine
         self.config = config
         self._lock: int | None = None
+        self._made = False
         self._started = time.perf_counter()
         self._training: dict[str, dict[str, Any]] = {}
         if distributed.is_main():
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._made = not self.path.exists()
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise ConfigError(f"{self.path} is to be a run folder, but there is a file") from None
             self._lock = lock(self.path)
             try:
                 self._claim()
@@ -74,8 +82,7 @@ class RunFolder:
 
     def _claim(self) -> None:
         stored = read_json(self.path / CONFIG_NAME)
-        content = {entry.name for entry in os.scandir(self.path) if not entry.name.endswith(".tmp")}
-        others = sorted(content - {CONFIG_NAME, LOG_NAME})
+        others = self._done()
         if stored is None and others:
             raise ConfigError(f"{self.path} exists and is not a run folder: it holds {others[0]!r}")
         # A run that was refused before it did anything has left its configuration alone, and may be corrected.
@@ -89,12 +96,23 @@ class RunFolder:
             more = f" (and {len(changed) - 1} more fields differ)" if len(changed) > 1 else ""
             raise ConfigError(f"{self.path} was started with {name}={old!r}, this command says {new!r}{more}")
 
+    def _done(self) -> list[str]:
+        """Return the names of the files that are there besides what every run begins with."""
+        content = {entry.name for entry in os.scandir(self.path) if not entry.name.endswith(".tmp")}
+        return sorted(content - {CONFIG_NAME, LOG_NAME})
+
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Exception) and self._made and not self._done():
+            # It was refused before it did anything: no folder is to look like a run that can go on.
+            (self.path / CONFIG_NAME).unlink(missing_ok=True)
+            (self.path / LOG_NAME).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
         self.close()
 
     def close(self) -> None:
@@ -138,10 +156,6 @@ class RunFolder:
         timing = read_json(self.path / TIMING_NAME)
         sessions = timing.get("sessions") if isinstance(timing, dict) else None
         return sessions if isinstance(sessions, list) else []
-
-    def read_results(self) -> dict[str, Any] | None:
-        """Return what `write_results` stored, or None if the run is not finished."""
-        return read_json(self.path / RESULTS_NAME)
 
     @distributed.main_process_only
     def write_results(self, results: Mapping[str, Any]) -> None:
