@@ -165,6 +165,19 @@ def test_missing_planes(checkpoint: Path, tmp_path: Path, capsys: pytest.Capture
     assert "plane-5" in capsys.readouterr().err
 
 
+def test_copies_that_were_interrupted(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(checkpoint, tmp_path / "part")
+    path = next((tmp_path / "part").glob("base-*"))
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:100])
+    assert main(["inspect", str(tmp_path / "part")]) == 0
+    out = capsys.readouterr().out
+    assert f"DAMAGED: 100 bytes instead of {size}" in out
+    assert "MISSING" not in out
+    assert main(["evaluate", str(tmp_path / "part")]) == 1
+    assert f"no width can be opened; missing are {path.name} (100 of {size} bytes)" in capsys.readouterr().err
+
+
 def test_inspect(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(checkpoint), "--layers", "down"]) == 0
     out = capsys.readouterr().out

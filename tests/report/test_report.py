@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from bitswitch.errors import CheckpointError
-from bitswitch.report import write_report
+from bitswitch.report import plots, write_report
 from bitswitch.report.plots import COLORS, PlotData
 from bitswitch.report.tables import accuracy_rows
 from bitswitch.training.run import write_json
@@ -55,6 +56,14 @@ def test_equal_runs_have_equal_reports(tmp_path: Path) -> None:
         write_report(tmp_path / name)
     for path in [p for p in (tmp_path / "a").rglob("*") if p.is_file()]:
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
+
+
+def test_no_scale_of_accuracies_reaches_above_100() -> None:
+    figure = Figure()
+    assert plots._accuracy(figure, PlotData([], 0.72, {8: 0.9872, 4: 0.99, 2: 1.0}))
+    ticks = figure.axes[0].get_yticks()
+    assert max(ticks) == 100
+    assert len(ticks) > 3
 
 
 def test_runs_without_training_have_fewer_plots(tmp_path: Path) -> None:

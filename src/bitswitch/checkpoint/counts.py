@@ -29,7 +29,7 @@ def count_codes(info: CheckpointInfo) -> dict[str, dict[int, Tensor]]:
         CheckpointError: a file is damaged.
     """
     if not info.bits_available:
-        raise ConfigError(f"{info.folder}: no width can be opened; missing are {', '.join(info.missing)}")
+        raise ConfigError(f"{info.folder}: no width can be opened; missing are {', '.join(info.problems)}")
     config = info.config
     needed = config.needed(Precision.of(info.bits_available[0]).resolve(config.table.available))
     codes = {name: tensor for name, tensor in read_codes(info.folder, config, needed).items() if tensor.numel()}

@@ -21,6 +21,7 @@ class CheckpointInfo:
         config: its checked configuration: layer table, architecture, files.
         files: size in bytes of config.json, the base file and each plane, by name, as they should be.
         missing: names of the files that are not there, or not of their size.
+        wrong_sizes: bytes found, by name, of those among them that are there, such as a copy that was interrupted.
         bits_available: the uniform widths that can be opened with the files that are there, descending.
         bytes_at: for every uniform width that is stored, the bytes of the files that it needs.
         num_weights: number of quantized weights, each counted once.
@@ -31,10 +32,19 @@ class CheckpointInfo:
     config: CheckpointConfig
     files: Mapping[str, int]
     missing: tuple[str, ...]
+    wrong_sizes: Mapping[str, int]
     bits_available: tuple[int, ...]
     bytes_at: Mapping[int, int]
     num_weights: int
     float_bytes: int
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with each file of `missing`, as text that begins with its name."""
+        return tuple(
+            f"{name} ({self.wrong_sizes[name]} of {self.files[name]} bytes)" if name in self.wrong_sizes else name
+            for name in self.missing
+        )
 
     @property
     def planes_missing(self) -> tuple[int, ...]:
@@ -51,7 +61,8 @@ def read_info(folder: str | os.PathLike[str]) -> CheckpointInfo:
     folder = Path(folder)
     config = read_config(folder)
     records = (config.base, *config.planes)
-    missing = tuple(record.file for record in records if not _is_there(folder, record))
+    found = {record.file: _size(folder, record) for record in records}
+    missing = tuple(record.file for record in records if found[record.file] != record.size)
     config_bytes = os.stat(folder / CONFIG_NAME).st_size
     bytes_at: dict[int, int] = {}
     available: list[int] = []
@@ -68,6 +79,7 @@ def read_info(folder: str | os.PathLike[str]) -> CheckpointInfo:
         config=config,
         files={CONFIG_NAME: config_bytes, **{record.file: record.size for record in records}},
         missing=missing,
+        wrong_sizes={name: size for name in missing if (size := found[name]) is not None},
         bits_available=tuple(available),
         bytes_at=bytes_at,
         num_weights=num_weights,
@@ -104,10 +116,10 @@ def _as_float(config: CheckpointConfig, name: str) -> int:
     return (4 - held) * weight.num_codes
 
 
-def _is_there(folder: Path, record: FileRecord) -> bool:
+def _size(folder: Path, record: FileRecord) -> int | None:
     try:
-        return os.stat(folder / record.file).st_size == record.size
+        return os.stat(folder / record.file).st_size
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
-            return False
+            return None
         raise CheckpointError(f"{folder / record.file}: cannot be examined: {error}") from None

@@ -66,7 +66,7 @@ def _evaluate(options: EvaluateOptions, asked: list[Precision]) -> None:
     data = images_of(trained.recipe, options.checkpoint, options.data, options.data_folder)
     precisions = asked or [Precision.of(bits) for bits in info.bits_available]
     if not precisions:
-        raise ConfigError(f"{options.checkpoint}: no width can be opened; missing are {', '.join(info.missing)}")
+        raise ConfigError(f"{options.checkpoint}: no width can be opened; missing are {', '.join(info.problems)}")
     for precision in precisions:
         precision.resolve(info.config.table.available)
     device = distributed.init("gloo" if options.device == "cpu" or options.engine else None)

@@ -80,7 +80,7 @@ def _print_widths(info: CheckpointInfo) -> None:
 
     rows = [("float", format_bytes(info.float_bytes), "100 %", "–")]
     for bits, size in info.bytes_at.items():
-        there = "yes" if bits in info.bits_available else "files missing"
+        there = "yes" if bits in info.bits_available else "files missing or damaged"
         rows.append((f"{bits} bits", format_bytes(size), f"{100 * size / info.float_bytes:.1f} %", there))
     print_table(("width", "size", "of float32", "can be opened"), rows, left=(0, 3))
 
@@ -89,10 +89,9 @@ def _print_files(info: CheckpointInfo) -> None:
     from bitswitch._summary import format_bytes
     from bitswitch.cli.tables import print_table
 
-    rows = [
-        (name, format_bytes(size), "MISSING" if name in info.missing else "present")
-        for name, size in info.files.items()
-    ]
+    states = dict.fromkeys(info.missing, "MISSING")
+    states |= {name: f"DAMAGED: {size} bytes instead of {info.files[name]}" for name, size in info.wrong_sizes.items()}
+    rows = [(name, format_bytes(size), states.get(name, "present")) for name, size in info.files.items()]
     print_table(("file", "size", "state"), rows, left=(0, 2))
 
 

@@ -169,6 +169,8 @@ def _accuracy(figure: Figure, data: PlotData) -> bool:
     low, high = min([*values, reference]), max([*values, reference])
     margin = max(0.3 * (high - low), 0.5)
     axes.set_ylim(low - margin, high + margin)
+    # The room for labels may reach above 100 %, the scale does not.
+    axes.set_yticks([tick for tick in axes.get_yticks() if low - margin <= tick <= min(high + margin, 100)])
     axes.set_xlim(-0.5, right)
     axes.set_xticks(range(len(widths)), [f"{bits} bits" for bits in widths])
     axes.grid(axis="x", visible=False)
