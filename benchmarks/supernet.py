@@ -10,7 +10,8 @@ figure is measured on the test images. For each run it reports, with 95 % confid
    one that is best on the validation images and, with --luckiest, the one that is best on the test images, which no one
    could choose; to find it takes longer than all the rest;
 3. how well each proxy orders all random SubNets: Spearman's ρ with their accuracy on the validation images; beside it
-   an objective that is fitted to nine tenths of them, on the tenth that is left out.
+   an objective that is fitted to nine tenths of them, on the tenth that is left out. If the sensitivity has traces with
+   respect to the inputs, the perturbation by the errors of weights and inputs is one of the proxies.
 
 SubNets run on the integer engine; with --reestimate, on one whose BatchNorm statistics are estimated for the SubNet.
 Scores are kept in the folder of --results; the same command goes on where it was stopped.
@@ -43,12 +44,14 @@ from bitswitch.mixed import (
     WithinBudget,
     explore,
     fitted,
+    input_errors,
     measure_costs,
     perturbation,
     rank_correlations,
     reestimated,
     weighted_bits,
 )
+from bitswitch.mixed.objective import ObjectiveTable
 from bitswitch.precision import Precision
 from bitswitch.recipes.supernet import SENSITIVITY_NAME
 from bitswitch.recipes.trained import Trained, images_of, open_images
@@ -118,7 +121,14 @@ class Judge:
         self.engine = bs.deploy(self.model)
         batches = data.calibration(128, augment=True) if settings.reestimate else ()
         self.statistics = list(itertools.islice(batches, settings.reestimate))
+        self._data = data
         self._right: dict[tuple[Precision, str], Tensor] = {}
+
+    def input_errors(self, batches: int = 4) -> ObjectiveTable:
+        """Return the errors of the layers' inputs by layer and width, on training images as they are."""
+        network = self.trained.supernet()
+        bs.unfreeze(network)
+        return input_errors(network, itertools.islice(self._data.calibration(128), batches))
 
     def right(self, precision: Precision, part: str) -> Tensor:
         """Return which images a SubNet classifies rightly, bool (N,)."""
@@ -152,6 +162,8 @@ def measure(run: Path, sensitivity: Sensitivity, settings: Settings, results: Pa
         "perturbation": perturbation(judge.model, sensitivity),
         "weighted-bits": weighted_bits(judge.model, sensitivity),
     }
+    if sensitivity.inputs:
+        proxies["with input errors"] = perturbation(judge.model, sensitivity, judge.input_errors())
     space = SearchSpace(measure_costs(judge.model), proxies[settings.objective])
     found = explore(
         space,

@@ -10,6 +10,7 @@ import torch
 
 import bitswitch as bs
 from benchmarks import supernet
+from bitswitch.cli import main
 from bitswitch.errors import ConfigError
 from bitswitch.recipes import get_recipe
 from bitswitch.recipes.job import run_recipe
@@ -58,6 +59,15 @@ def test_all_figures_are_there(run: Path, tmp_path: Path, capsys: pytest.Capture
     for row, longer in zip(shorter["budgets"], result["budgets"], strict=True):
         del longer["against"]["luckiest random"]
         assert row == longer
+
+
+def test_input_errors_are_one_proxy_more(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mixed"
+    assert main(["sensitivity", str(run), "--output", str(path), "--inputs", "--images", "64"]) == 0
+    words = [str(run), "--sensitivity", str(path / "sensitivity.json"), "--averages", "3", "--random", "8"]
+    supernet.main([*words, "--rounds", "0", "--results", str(tmp_path), "--json", str(tmp_path / "out.json")])
+    (result,) = json.loads((tmp_path / "out.json").read_text())
+    assert set(result["correlations"]) == {"perturbation", "with input errors", "weighted-bits", "average bits"}
 
 
 def tables(capsys: pytest.CaptureFixture[str]) -> str:
