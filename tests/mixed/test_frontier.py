@@ -35,7 +35,7 @@ from bitswitch.mixed import (
 )
 from bitswitch.mixed.cost import Cost, CostTable, LayerCost
 from bitswitch.mixed.objective import perturbation
-from bitswitch.mixed.search import SubNet
+from bitswitch.mixed.space import SubNet
 from bitswitch.precision import Precision
 from tests.networks import images
 

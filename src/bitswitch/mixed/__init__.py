@@ -14,8 +14,9 @@ from bitswitch.mixed.measurements import Measured, Measurements
 from bitswitch.mixed.objective import perturbation, weighted_bits
 from bitswitch.mixed.reestimate import reestimate_batch_norm, reestimated
 from bitswitch.mixed.refine import random_subnets, refine
-from bitswitch.mixed.search import InfeasibleError, SearchSpace, SubNet, search
+from bitswitch.mixed.search import search
 from bitswitch.mixed.sensitivity import Sensitivity, Trace
+from bitswitch.mixed.space import InfeasibleError, SearchSpace, SubNet
 
 __all__ = [
     "HASB",

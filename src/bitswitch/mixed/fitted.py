@@ -9,7 +9,7 @@ import numpy as np
 from bitswitch.errors import ConfigError
 from bitswitch.mixed.measurements import Measured
 from bitswitch.mixed.objective import ObjectiveTable
-from bitswitch.mixed.search import SearchSpace
+from bitswitch.mixed.space import SearchSpace
 
 # Ridge penalties to choose from; a column is 0 or 1, scores are standardised.
 _PENALTIES = tuple(float(value) for value in np.logspace(-1, 3, 17))

@@ -14,7 +14,7 @@ from bitswitch.mixed.cost import Cost
 from bitswitch.mixed.fitted import fitted
 from bitswitch.mixed.measurements import Measured, Measurements
 from bitswitch.mixed.refine import random_subnets, refine
-from bitswitch.mixed.search import SearchSpace, SubNet
+from bitswitch.mixed.space import SearchSpace, SubNet
 from bitswitch.precision import Precision
 
 Budgets = Mapping[str, float]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from bitswitch._files import parse_json, write_file
 from bitswitch._files.documents import canonical_json
 from bitswitch.errors import BitswitchError, ConfigError
-from bitswitch.mixed.search import SubNet
+from bitswitch.mixed.space import SubNet
 from bitswitch.precision import Precision
 
 Evaluate = Callable[[Sequence[Precision]], Sequence[float]]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Mapping
 
 from bitswitch.mixed.measurements import Measured, Measurements
-from bitswitch.mixed.search import SearchSpace, SubNet
+from bitswitch.mixed.space import SearchSpace, SubNet
 from bitswitch.precision import Precision
 
 
