@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,6 +62,27 @@ class Silent(Body):
 def test_a_network_may_refuse_without_a_word() -> None:
     engine = agree(Silent(), torch.randn(2, 3, 5, 5))
     assert engine.plan == "module by module: torch.fx cannot trace it: AssertionError"
+
+
+def decorated(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(Body):
+    """Takes further arguments behind a decorator, as networks of transformers do."""
+
+    @decorated
+    def forward(self, x: Tensor, a: Any = None, b: Any = None, c: Any = None, **others: Any) -> Tensor:
+        return super().forward(x)
+
+
+def test_decorated_forwards_are_named() -> None:
+    reason = "its forward takes *args or **kwargs behind a decorator"
+    assert agree(Decorated(), torch.randn(2, 3, 5, 5)).plan == f"module by module: torch.fx cannot trace it: {reason}"
 
 
 def test_hooks_of_the_network_itself_are_run() -> None:

@@ -244,7 +244,9 @@ def _reads_values(graph: fx.Graph) -> bool:
 
 def _first_line(error: Exception) -> str:
     # An assertion may come without a word.
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    line = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    # What torch.fx runs into when it patches the code of the decorator in place of that of the forward.
+    return "its forward takes *args or **kwargs behind a decorator" if "co_varnames" in line else line
 
 
 def _fixed_arguments(model: nn.Module) -> dict[str, Any]:
