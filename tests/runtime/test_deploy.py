@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,36 @@ def test_copies_switch_on_their_own(model: nn.Module) -> None:
 def test_pickling_says_what_to_do_instead(model: nn.Module) -> None:
     with pytest.raises(PrepareError, match=r"bitswitch\.save"):
         pickle.dumps(bs.deploy(model))
+
+
+@contextmanager
+def defaults(dtype: torch.dtype, device: str) -> Iterator[None]:
+    """Let PyTorch make other tensors by default, as while a network is built that is to have them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta")]
+)
+def test_engines_do_not_depend_on_defaults(
+    model: nn.Module, tmp_path: Path, fuse: bool, dtype: torch.dtype, device: str
+) -> None:
+    bs.save(model, tmp_path)
+    expected = {bits: bs.deploy(model, fuse=fuse)(X, precision=bits) for bits in BITS}
+    skeleton = meta()
+    with defaults(dtype, device):
+        engines = [bs.deploy(model, fuse=fuse), bs.deploy(tmp_path, into=skeleton, fuse=fuse)]
+        inside = [{bits: engine(X, precision=bits) for bits in BITS} for engine in engines]
+    after = [{bits: engine(X, precision=bits) for bits in BITS} for engine in engines]
+    for found in (*inside, *after):
+        assert all(torch.equal(found[bits], expected[bits]) for bits in BITS)
 
 
 @pytest.mark.parametrize("fuse", [True, False])

@@ -89,8 +89,8 @@ def pack_conv_planes(
 def _pack_depthwise(codes: Tensor) -> PackedConv:
     channels, _, height, width = codes.shape
     native, codes = _native(), codes.contiguous()
-    data = torch.empty(native.depthwise_bytes(channels, height, width), dtype=torch.int8)
-    row_sums = torch.empty(channels, dtype=torch.int32)
+    data = torch.empty(native.depthwise_bytes(channels, height, width), dtype=torch.int8, device="cpu")
+    row_sums = torch.empty(channels, dtype=torch.int32, device="cpu")
     native.pack_depthwise(codes.data_ptr(), channels, height, width, data.data_ptr(), row_sums.data_ptr())
     return PackedConv(data, row_sums, (channels, 1, height, width), channels, True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,7 +61,7 @@ class Quantizer:
     @property
     def inverse(self) -> float:
         """1 / scale, rounded to float32."""
-        return float(torch.tensor(1.0) / torch.tensor(self.scale, dtype=torch.float32))
+        return float(np.float32(1.0) / np.float32(self.scale))
 
     def codes(self, y: Tensor) -> Tensor:
         """Return uint8 codes of float32 values, by a product as in the kernels' epilogues."""
@@ -130,7 +131,7 @@ def max_pool2d(x: Tensor, window: Window, epilogue: Epilogue) -> tuple[Tensor | 
 
 def mean_pool(x: Tensor, epilogue: Epilogue) -> tuple[Tensor | None, list[Tensor]]:
     """Return the mean of (batch, pixels, channels) over the pixels, added up in their order."""
-    total = torch.zeros(x.shape[0], x.shape[2])
+    total = torch.zeros(x.shape[0], x.shape[2], dtype=torch.float32, device="cpu")
     for pixel in range(x.shape[1]):
         total = total + x[:, pixel]
     return epilogue.outputs(total / x.shape[1])
@@ -151,6 +152,6 @@ def quantize(x: Tensor, quantizer: Quantizer, channels_last: bool) -> Tensor:
     """
     x = x if channels_last else x.transpose(1, 2)
     low, high = float(-quantizer.zero_point), float(quantizer.top - quantizer.zero_point)
-    scale = torch.tensor(quantizer.scale, dtype=torch.float32)
+    scale = torch.tensor(quantizer.scale, dtype=torch.float32, device="cpu")
     codes = (torch.round((x / scale).clamp(low, high)) + quantizer.zero_point).to(torch.uint8)
     return F.pad(codes, (0, channel_stride(x.shape[-1]) - x.shape[-1]))

@@ -199,7 +199,7 @@ class Engine(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Engine:
         problem = "cannot be moved to another device or cast"
         try:
-            probe = fn(torch.zeros(1))
+            probe = fn(torch.zeros(1, dtype=torch.float32, device="cpu"))
         except Exception as error:  # a device that is not there, in the words of its backend
             raise PrepareError(f"an engine runs on the CPU in float32 and {problem} ({error})") from error
         if probe.device.type != "cpu" or probe.dtype != torch.float32:

@@ -67,7 +67,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     _check("x", x, tuple(FLOATS), (None, None))
     if kernels.native is None:
         return reference.quantize_rows(x)
-    out, scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(x.shape[0])
+    out = torch.empty(x.shape, dtype=torch.uint8, device="cpu")
+    scales = torch.empty(x.shape[0], dtype=torch.float32, device="cpu")
     kernels.native.quantize_rows(
         x.data_ptr(), FLOATS[x.dtype], x.shape[0], x.shape[1], out.data_ptr(), scales.data_ptr()
     )
@@ -141,7 +142,7 @@ def run_quantize_codes(x: Tensor, scale: float, zero_point: int, top: int) -> Te
     """Do what `quantize_codes` does with arguments that are known to be right."""
     if kernels.native is None:
         return reference.quantize_codes(x, scale, zero_point, top)
-    out = torch.empty(x.shape, dtype=torch.uint8)
+    out = torch.empty(x.shape, dtype=torch.uint8, device="cpu")
     kernels.native.quantize_codes(x.data_ptr(), FLOATS[x.dtype], x.numel(), scale, zero_point, top, out.data_ptr())
     return out
 
@@ -173,7 +174,7 @@ def run_linear_planes(
             row_scale=row_scale,
         )
     (rows, in_features), (out_features, row_bytes) = x_codes.shape, planes[0].shape
-    out = torch.empty(rows, out_features)
+    out = torch.empty(rows, out_features, dtype=torch.float32, device="cpu")
     kernels.native.linear_planes(
         addresses,
         stored_bits,

@@ -33,7 +33,7 @@ def quantize_codes(x: Tensor, scale: float, zero_point: int, top: int) -> Tensor
     >>> quantize_codes(torch.tensor([-1.0, 0.25, 0.75, 9.0]), 0.5, 0, 15)
     tensor([ 0,  0,  2, 15], dtype=torch.uint8)
     """
-    steps = x.float() / torch.tensor(scale, dtype=torch.float32)
+    steps = x.float() / torch.tensor(scale, dtype=torch.float32, device=x.device)
     return (steps.round() + zero_point).nan_to_num_(nan=0.0).clamp_(0, top).to(torch.uint8)
 
 
@@ -56,7 +56,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     size = wide.abs()
     size = torch.where(size.isnan(), 0.0, size)
     top = size.amax(dim=1) if x.shape[1] else size.new_zeros(x.shape[0])
-    scale = top / torch.tensor(127.0)
+    scale = top / torch.tensor(127.0, dtype=torch.float32, device=x.device)
     scale = torch.where(scale > 0, scale, 1.0)
     steps = (wide / scale[:, None]).round().nan_to_num_(nan=-127.0).clamp_(-127, 127)
     return (steps + 128).to(torch.uint8), scale
@@ -117,7 +117,7 @@ def linear_planes(
     rows, in_features = x_codes.shape
     weight = weight_codes(planes, stored_bits, bits, in_features).double()
     centred = x_codes.double() - zero_point
-    y = torch.zeros(rows, weight.shape[0])
+    y = torch.zeros(rows, weight.shape[0], dtype=torch.float32, device="cpu")
     for group in range(multiplier.shape[1]):
         part = slice(group * group_size, (group + 1) * group_size) if group_size else slice(None)
         y += (centred[:, part] @ weight[:, part].T).float() * multiplier[:, group]

@@ -212,7 +212,7 @@ class StoredWeight:
 
 
 def _plane_of_ones(num_rows: int, num_columns: int, row_bytes: int) -> Tensor:
-    row = torch.arange(row_bytes * 8).view(-1, 8) < num_columns
+    row = torch.arange(row_bytes * 8, device="cpu").view(-1, 8) < num_columns
     packed = torch.from_numpy(np.packbits(row.numpy(), axis=1, bitorder="little")).reshape(1, -1)
     return packed.repeat(num_rows, 1)
 

@@ -85,7 +85,9 @@ def pack_tiles(
         codes = reference.weight_codes(planes, stored_bits, bits, channels * taps)
         return tiles_of_codes(codes.view(out, channels, taps), groups)
     shape = (groups, -(-out // groups // 16), taps, -(-channels // 4), 16, 4)
-    made = Tiles(torch.empty(shape, dtype=torch.int8), torch.empty(out, dtype=torch.int32))
+    made = Tiles(
+        torch.empty(shape, dtype=torch.int8, device="cpu"), torch.empty(out, dtype=torch.int32, device="cpu")
+    )
     addresses = [plane.data_ptr() for plane in planes]
     kernels.native.pack_tiles(
         addresses,
@@ -119,7 +121,7 @@ def unpack_codes(planes: Sequence[Tensor], *, stored_bits: int, bits: int, colum
     if kernels.native is None:
         return reference.weight_codes(planes, stored_bits, bits, columns)
     out, row_bytes = planes[0].shape
-    codes = torch.empty(out, columns, dtype=torch.int8)
+    codes = torch.empty(out, columns, dtype=torch.int8, device="cpu")
     addresses = [plane.data_ptr() for plane in planes]
     kernels.native.unpack_codes(addresses, stored_bits, bits, out, columns, row_bytes, codes.data_ptr())
     return codes
@@ -179,7 +181,7 @@ def run_linear_tiled(
     """Do what `linear_tiled` does with arguments that are known to be right."""
     assert kernels.native is not None
     (rows, inner), out_features = x_codes.shape, tiles.row_sums.numel()
-    out = torch.empty(rows, out_features)
+    out = torch.empty(rows, out_features, dtype=torch.float32, device="cpu")
     kernels.native.linear_tiled(
         tiles.data.data_ptr(),
         tiles.row_sums.data_ptr(),

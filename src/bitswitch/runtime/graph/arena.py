@@ -52,14 +52,14 @@ def _num_users(tensor: Tensor) -> int:
     return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
-_ALONE = _num_users(torch.empty(1))
+_ALONE = _num_users(torch.empty(1, device="cpu"))
 
 
 def new_block(size: int) -> Tensor:
     """Return a float32 tensor of at least `size` bytes with any content, which calls in any mode may change."""
     # One of inference mode could not be changed outside of it, where the next call may be.
     with torch.inference_mode(False):
-        return torch.empty(-(-size // 4), dtype=torch.float32)
+        return torch.empty(-(-size // 4), dtype=torch.float32, device="cpu")
 
 
 class Arenas:

@@ -174,7 +174,7 @@ def _linear_sums(codes: Tensor, operands: LayerOperands) -> Tensor:
     weight = operands.weights.factors(operands.bits).flatten(1).double()
     centred = codes.double() - operands.quantizer.zero_point
     size = operands.group_size or weight.shape[1]
-    y = torch.zeros(codes.shape[0], weight.shape[0])
+    y = torch.zeros(codes.shape[0], weight.shape[0], dtype=torch.float32, device="cpu")
     for group in range(operands.multiplier.shape[1]):
         part = slice(group * size, (group + 1) * size)
         y = y + (centred[:, part] @ weight[:, part].T).float() * operands.multiplier[:, group]

@@ -91,7 +91,7 @@ def _find_shapes(
         _check_types(node, samples)
         shapes[node.name] = shape = _shape(node, geometries, shapes)
         if node.name in needed:
-            samples[node.name] = torch.zeros(shape) if isinstance(node, LinearNode) else _image(shape)
+            samples[node.name] = torch.zeros(shape, dtype=torch.float32, device="cpu") if isinstance(node, LinearNode) else _image(shape)
     last = frozenset(name for name, value in samples.items() if isinstance(value, Tensor) and is_channels_last(value))
     return shapes, last
 
@@ -144,9 +144,9 @@ def _shape(node: Node, geometries: Geometries, shapes: Mapping[str, Shape]) -> S
 
 def _image(shape: Shape) -> Tensor:
     if len(shape) != 4:
-        return torch.zeros(shape)
+        return torch.zeros(shape, dtype=torch.float32, device="cpu")
     batch, channels, height, width = shape
-    return view_nchw(torch.zeros(batch, height, width, channels))
+    return view_nchw(torch.zeros(batch, height, width, channels, dtype=torch.float32, device="cpu"))
 
 
 def in_arena(node: Node) -> bool:
