@@ -149,4 +149,6 @@ def _fix_scales(layer: SwitchableLayer) -> None:
     scale = layer.weight_quantizer.scale
     if scale.parametrization == "log":
         scale.set_(scale.value())
-        scale.log = nn.Parameter(torch.zeros((), dtype=torch.float32, device="cpu").expand(scale.log.shape), requires_grad=False)
+        scale.log = nn.Parameter(
+            torch.zeros((), dtype=torch.float32, device="cpu").expand(scale.log.shape), requires_grad=False
+        )

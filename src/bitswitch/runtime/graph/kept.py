@@ -1,4 +1,4 @@
-"""What modules keep, so that a trace leaves it as it was."""
+"""What modules keep, so that a trace, or a run to find out shapes, leaves it as it was."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Kept:
     """Remembers what modules have as attributes, in the containers among these, and in the tensors among all of them.
 
     Args:
-        modules: what is remembered of; values of tensors only of those that a trace looks into.
+        modules: what is remembered of; values of tensors only of those that are looked into.
         looked_into: those.
     """
 
@@ -51,15 +51,33 @@ class _KeptOne:
         for container, items in self.containers:
             if not _same(_items(container), items):
                 changed = True
-                container.clear()
-                container.extend(items) if isinstance(container, (list, deque)) else container.update(items)
+                _put_back(container, items)
         before = self.attributes
         now = {k: v for k, v in self.module.__dict__.items() if k in before or not k.startswith(_CONSTANTS)}
         if not _same(list(now.items()), list(before.items())):
             changed = True
-            self.module.__dict__.clear()
+            # One by one: another thread may be running the module.
+            for name in now.keys() - before.keys():
+                del self.module.__dict__[name]
             self.module.__dict__.update(before)
         return changed
+
+
+def _put_back(container: Any, items: list[Any]) -> None:
+    """Make the items of a container those of before, without it being empty in between where that can be."""
+    if isinstance(container, dict):
+        kept = dict(items)
+        for key in [key for key in container if key not in kept]:
+            del container[key]
+        container.update(kept)
+    elif isinstance(container, list):
+        container[:] = items
+    elif isinstance(container, set):
+        container.intersection_update(items)
+        container.update(items)
+    else:
+        container.clear()
+        container.extend(items)
 
 
 def _items(container: Any) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from bitswitch._trace import version_of
 from bitswitch.runtime.conv_reference import channel_stride
 from bitswitch.runtime.graph.arena import Request, place
 from bitswitch.runtime.graph.geometry import Geometries, LinearGeometry, ShapeError, pool_window
+from bitswitch.runtime.graph.kept import Kept
 from bitswitch.runtime.graph.nodes import ConvNode, FloatConvNode, LinearNode, MeanNode, Node, PoolNode, TorchNode
 from bitswitch.runtime.graph.operands import Bound
 from bitswitch.runtime.graph.parts import Head, bytes_in_use, choose_head, requests_with_head
@@ -49,13 +51,14 @@ class Fit:
 def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module, inputs: Mapping[str, Tensor]) -> Fit:
     """Fit a plan to inputs, by running what is left to PyTorch: on copies, and on zeros where kernels would compute.
 
-    Random numbers that it draws are drawn again later.
+    Random numbers that it draws are drawn again later, and what modules keep from call to call is put back: attributes,
+    containers among these, tensors and buffers.
 
     Raises:
         ShapeError: the plan does not fit.
     """
     # Tensors of inference mode do not tell when they are changed.
-    with torch.random.fork_rng(devices=()), torch.inference_mode(False), torch.no_grad():
+    with torch.random.fork_rng(devices=()), torch.inference_mode(False), torch.no_grad(), _unchanged(model):
         shapes, last = _find_shapes(plan, geometries, bound, model, inputs)
     requests = _requests(plan, shapes)
     shared = _share(plan, requests)
@@ -68,6 +71,16 @@ def fit_plan(plan: Plan, geometries: Geometries, bound: Bound, model: nn.Module,
     for key, holder in shared.items():
         places[key] = places[holder]
     return Fit(plan, shapes, last, places, size, head, busy)
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    modules = list(model.modules())
+    kept = Kept(modules, modules)
+    try:
+        yield
+    finally:
+        kept.restore()
 
 
 def _find_shapes(
@@ -91,7 +104,7 @@ def _find_shapes(
         _check_types(node, samples)
         shapes[node.name] = shape = _shape(node, geometries, shapes)
         if node.name in needed:
-            samples[node.name] = torch.zeros(shape, dtype=torch.float32, device="cpu") if isinstance(node, LinearNode) else _image(shape)
+            samples[node.name] = _features(shape) if isinstance(node, LinearNode) else _image(shape)
     last = frozenset(name for name, value in samples.items() if isinstance(value, Tensor) and is_channels_last(value))
     return shapes, last
 
@@ -142,9 +155,13 @@ def _shape(node: Node, geometries: Geometries, shapes: Mapping[str, Shape]) -> S
     return shape
 
 
+def _features(shape: Shape) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+
 def _image(shape: Shape) -> Tensor:
     if len(shape) != 4:
-        return torch.zeros(shape, dtype=torch.float32, device="cpu")
+        return _features(shape)
     batch, channels, height, width = shape
     return view_nchw(torch.zeros(batch, height, width, channels, dtype=torch.float32, device="cpu"))
 
