@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import bitswitch as bs
 from bitswitch.errors import (
@@ -334,10 +337,31 @@ def test_compiled_code_calls_engines_as_they_are(model: nn.Module, fuse: bool) -
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-@pytest.mark.parametrize("trace", [torch.jit.trace, torch.export.export])
-def test_engines_are_not_traced(model: nn.Module, trace: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize(
+    "trace",
+    [
+        torch.jit.trace,
+        torch.export.export,
+        lambda engine, args: make_fx(engine)(*args),
+        lambda engine, args: make_fx(engine, pre_dispatch=True)(*args),
+        lambda engine, args: engine(FakeTensorMode(allow_non_fake_inputs=True).from_tensor(*args)),
+    ],
+)
+def test_engines_are_not_traced(model: nn.Module, trace: Callable[..., Any], fuse: bool) -> None:
     with pytest.raises(PrepareError, match="cannot be traced or exported"):
-        trace(bs.deploy(model), (X,))
+        trace(bs.deploy(model, fuse=fuse), (X,))
+
+
+def test_engines_run_while_others_compile_or_count(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = bs.deploy(model)
+    expected = engine(X)
+    with FlopCounterMode(display=False):
+        assert torch.equal(engine(X), expected)
+    # Of the process, so that it is true here while another thread compiles or exports.
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    assert torch.compiler.is_compiling()
+    assert torch.equal(engine(X), expected)
 
 
 def test_engines_stay_on_the_cpu_in_float32(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bitswitch.errors import MissingPlanesError, PrepareError
 from bitswitch.layers.table import EngineState, ModelState
@@ -117,7 +118,7 @@ class Engine(nn.Module):
         """
         if torch.compiler.is_dynamo_compiling():
             return _run_uncompiled(self, args, {"precision": precision, **kwargs})  # pyright: ignore[reportCallIssue]
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # pyright: ignore[reportPrivateImportUsage]
+        if _is_traced(args, kwargs):
             raise PrepareError(
                 "an engine cannot be traced or exported: its kernels are no operations of PyTorch; "
                 "export the network that it was deployed from"
@@ -224,6 +225,24 @@ class Engine(nn.Module):
             "an engine cannot be pickled: its weights are mapped from files; save the model that it was deployed from "
             "with bitswitch.save and deploy the folder where it is needed"
         )
+
+
+def _is_traced(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether this thread records operations of PyTorch, or computes with tensors without values.
+
+    `torch.compiler.is_compiling` does not say so: it is true in all threads while one of them compiles.
+    """
+    if any(type(value) is FakeTensor for value in (*args, *kwargs.values())):
+        return True
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return True
+    if torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch):
+        return True
+    # Not every mode is one of these: there are some that count or print operations.
+    return torch._C._len_torch_dispatch_stack() > 0 and (
+        torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or type(torch.empty(0, device="cpu")) is not Tensor
+    )
 
 
 @torch.compiler.disable

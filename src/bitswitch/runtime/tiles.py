@@ -85,9 +85,7 @@ def pack_tiles(
         codes = reference.weight_codes(planes, stored_bits, bits, channels * taps)
         return tiles_of_codes(codes.view(out, channels, taps), groups)
     shape = (groups, -(-out // groups // 16), taps, -(-channels // 4), 16, 4)
-    made = Tiles(
-        torch.empty(shape, dtype=torch.int8, device="cpu"), torch.empty(out, dtype=torch.int32, device="cpu")
-    )
+    made = Tiles(torch.empty(shape, dtype=torch.int8, device="cpu"), torch.empty(out, dtype=torch.int32, device="cpu"))
     addresses = [plane.data_ptr() for plane in planes]
     kernels.native.pack_tiles(
         addresses,
