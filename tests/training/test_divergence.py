@@ -14,6 +14,7 @@ from bitswitch.errors import DivergenceError
 from bitswitch.layers.table import state_of
 from bitswitch.training import CrossEntropy, JointTrainer
 from bitswitch.training.diagnose import find_non_finite
+from bitswitch.training.optimizers import total_norm
 
 
 def blow_up(layer: nn.Module) -> Callable[[], None]:
@@ -121,6 +122,29 @@ def test_a_gradient_that_is_not_finite_comes_to_no_weight(options: dict[str, Any
     with pytest.raises(DivergenceError, match=f"the loss is finite but the gradient of {which} is not, at step 0"):
         trainer.step(make_batches(1)[0])
     assert all(torch.equal(value, before[name]) for name, value in parameters_of(model).items())
+
+
+@pytest.mark.parametrize("algorithm", ["per-width", "accumulate"])
+def test_a_gradient_of_an_input_scale_that_is_not_finite_comes_to_none(algorithm: str) -> None:
+    model = make_model()
+    model.conv3.input_quantizer.scales["4"].parameter.register_hook(lambda gradient: gradient * math.nan)
+    before = {name: value for name, value in parameters_of(model).items() if "input_quantizer.scales.4" in name}
+    options: Any = {"algorithm": algorithm} if algorithm == "per-width" else {"algorithm": algorithm, "alrs": None}
+    trainer = JointTrainer(model, "cross_entropy", total_steps=5, **options)
+    with pytest.raises(DivergenceError, match="gradient of the scale or zero point of an input is not, at step 0"):
+        trainer.step(make_batches(1)[0])
+    assert before
+    assert all(torch.equal(parameters_of(model)[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+def test_norms_of_finite_gradients_are_finite(dtype: torch.dtype) -> None:
+    size = 1e4 if dtype is torch.float16 else 1e30
+    gradients = [torch.full((30, 30), size, dtype=dtype), torch.ones(2, dtype=dtype)]
+    assert float(total_norm(gradients)) == pytest.approx(30 * size, rel=1e-2)
+    gradients[0][3, 4] = math.nan
+    assert math.isnan(total_norm(gradients))
+    assert total_norm([]) == 0
 
 
 def test_diagnosis_leaves_no_hooks_and_no_statistics_behind() -> None:

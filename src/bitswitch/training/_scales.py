@@ -86,6 +86,13 @@ class Scales:
             found[scale.parameter] = LayerStep(name, scale.parameter, gradient, layer.bits, eta, activation)
         return list(found.values())
 
+    def input_gradient(self) -> Tensor | None:
+        """Return the largest absolute gradient of what input quantizers learn, float32 scalar, if they learn."""
+        found = [p.grad for parameters in self.activation.values() for p in parameters if p.grad is not None]
+        if not found:
+            return None
+        return torch.stack([gradient.abs().max().to(found[0].device).float() for gradient in found]).max()
+
 
 @dataclass(frozen=True)
 class ScaleRule:

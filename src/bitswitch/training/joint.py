@@ -161,8 +161,8 @@ class JointTrainer:
             batch: what `loss_fn` takes.
 
         Raises:
-            DivergenceError: a loss, the gradient of a weight scale or the norm of the weights' gradients is NaN or
-                infinite. Nothing has been updated with it, though the widths above have finished their steps, and
+            DivergenceError: a loss, the gradient of a scale or the norm of the weights' gradients is NaN or infinite.
+                Nothing has been updated with it, though the widths above have finished their steps, and
                 BatchNorm has seen the batch (on a GPU that of the widths below too).
             ConfigError: the schedule has ended at a learning rate of 0.
         """
@@ -232,6 +232,7 @@ class JointTrainer:
             "gradient": maxima.mean(),
             "distance": done.distance,
             "norm": self._pair.clip() if clip else None,
+            "inputs": self._pair.scales.input_gradient(),
         }
         present = {name: value.float() for name, value in values.items() if value is not None}
         stacked = torch.stack(list(present.values()))
@@ -250,7 +251,7 @@ class JointTrainer:
         if bad is not None:
             item = measured[bad]
             switch(self.network, item.precision)
-            raise self._divergence(item.precision, batch, rows[bad]["loss"], first_bad(item.used, item.maxima))
+            raise self._divergence(item, rows[bad], batch)
         return rows
 
     def _update(self, base: BaseRates, item: Measured, row: dict[str, float] | None, refused: Tensor | None) -> None:
@@ -270,19 +271,28 @@ class JointTrainer:
             item.precision, row["loss"], row["task"], row.get("distance"), gradient, scaled, rate, row.get("norm")
         )
 
-    def _divergence(self, precision: Precision, batch: Any, loss: float, bad_layer: str | None) -> DivergenceError:
+    def _divergence(self, item: Measured, row: Mapping[str, float], batch: Any) -> DivergenceError:
         process = f", process {rank()}" if world_size() > 1 else ""
-        where = f"at step {self.num_steps}, precision {precision}{process}"
+        where = f"at step {self.num_steps}, precision {item.precision}{process}"
+        loss = row["loss"]
         if math.isfinite(loss):
-            weights = "the weights, added up over the widths," if self._accumulate else "the weights"
-            layer = weights if bad_layer is None else f"the weight scale of layer {bad_layer!r}"
-            return DivergenceError(f"the loss is finite but the gradient of {layer} is not, {where}")
+            return DivergenceError(
+                f"the loss is finite but the gradient of {self._diverged(item, row)} is not, {where}"
+            )
 
         def forward() -> None:
             with self._autocast_context():
                 losses.evaluate_loss(self.loss_fn, self.network, batch)
 
         return DivergenceError(f"the loss became {loss} {where}: {find_non_finite(self.network, forward)}")
+
+    def _diverged(self, item: Measured, row: Mapping[str, float]) -> str:
+        layer = first_bad(item.used, item.maxima)
+        if layer is not None:
+            return f"the weight scale of layer {layer!r}"
+        if not math.isfinite(row.get("norm", 0.0)):
+            return "the weights, added up over the widths," if self._accumulate else "the weights"
+        return "the scale or zero point of an input"
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of both optimizers by name, not copied; with `state_meta`, all that a resume needs."""

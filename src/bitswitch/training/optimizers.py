@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -216,8 +216,21 @@ def non_negative(name: str, value: float) -> float:
 def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Return the total norm of gradients, float32 scalar; if it is above `max_norm`, scale them down to that."""
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+    norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm.float()
+    return norm
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all gradients together, float32 scalar; it is infinite or NaN if one of them is."""
+    norms = [_norm(gradient.coalesce().values() if gradient.is_sparse else gradient) for gradient in gradients]
+    if not norms:
+        return torch.zeros((), dtype=torch.float32)
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])).float()
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    # Squares of large numbers are finite in float64, which all devices but this one have.
+    wide = torch.float32 if gradient.device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(gradient, dtype=torch.complex128 if gradient.is_complex() else wide)
