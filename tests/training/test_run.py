@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bitswitch._files import write_state
 from bitswitch.errors import CheckpointError, ConfigError, DivergenceError
-from bitswitch.training.run import RunFolder, is_locked, read_json, write_json
+from bitswitch.training import run
+from bitswitch.training.run import RunFolder, is_locked, lock, read_json, write_json
 from bitswitch.training.run_loop import Cadence, Observer, run_phase
 from bitswitch.training.run_metrics import MetricsFile, MetricsRow, Window, read_metrics
 from bitswitch.training.run_state import load_model_state, random_state, set_random_state
@@ -130,7 +131,7 @@ def test_a_run_that_was_refused_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError), RunFolder(tmp_path / "new", CONFIG):
         raise ConfigError("no such data")
     assert list(tmp_path.iterdir()) == []
-    # One that was interrupted is said to go on, what is in use already is the user's, and what was done is kept.
+    # One that was interrupted is said to go on, a folder that was there is the user's, and what was done is kept.
     with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "stopped", CONFIG):
         raise KeyboardInterrupt
     (tmp_path / "there").mkdir()
@@ -140,7 +141,29 @@ def test_a_run_that_was_refused_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "begun" / "metrics.csv").touch()
     with pytest.raises(DivergenceError), begun:
         raise DivergenceError("at step 7")
-    assert all((tmp_path / name / "config.json").exists() for name in ("stopped", "there", "begun"))
+    assert all((tmp_path / name / "config.json").exists() for name in ("stopped", "begun"))
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_lock_of_a_file_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def removed_meanwhile(path: Path) -> int | None:
+        monkeypatch.undo()
+        path.rmdir()
+        return lock(path)
+
+    monkeypatch.setattr(run, "lock", removed_meanwhile)
+    with RunFolder(tmp_path / "a", CONFIG):
+        assert is_locked(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    opened = os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest: unlinked(opened(path, *rest), path))
+    with pytest.raises(FileNotFoundError):
+        lock(tmp_path / "b")
+
+
+def unlinked(descriptor: int, path: Path) -> int:
+    os.unlink(path)
+    return descriptor
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])
@@ -154,6 +177,7 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="not a run folder: it holds 'thesis.tex'"):
         RunFolder(tmp_path, CONFIG)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_metrics_are_cut_back(tmp_path: Path) -> None:

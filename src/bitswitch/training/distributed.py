@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bitswitch.errors import BitswitchError, ConfigError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -62,6 +64,22 @@ def barrier() -> None:
     """Wait until every process is here."""
     if is_initialized():
         dist.barrier()
+
+
+def share_refusal(error: BitswitchError | None) -> None:
+    """Raise in every process what the main one was refused for, if it was; all must call this together.
+
+    Args:
+        error: of the main process; what the others give is not looked at.
+
+    Raises:
+        BitswitchError: the error in the main process, a ConfigError with its text in the others.
+    """
+    found = [None if error is None else str(error)]
+    if is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    if found[0] is not None:
+        raise error if error is not None and is_main() else ConfigError(found[0])
 
 
 def shutdown() -> None:

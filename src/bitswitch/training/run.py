@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from bitswitch._files import parse_json, read_state, write_file, write_state
-from bitswitch.errors import CheckpointError, ConfigError
+from bitswitch.errors import BitswitchError, CheckpointError, ConfigError
 from bitswitch.training import distributed
 from bitswitch.training.run_metrics import MetricsFile
 
@@ -30,6 +30,8 @@ RESULTS_NAME = "results.json"
 TIMING_NAME = "timing.json"
 LOG_NAME = "log.txt"
 STATE_NAME = "state"
+
+_ATTEMPTS = 100
 
 
 class RunFolder:
@@ -45,7 +47,7 @@ class RunFolder:
         ConfigError: another process runs in the folder, it is something else than a run folder, or its configuration
             differs; the message names the first field that does.
 
-    As a context manager it removes a folder that it made if an error comes before anything was done in it.
+    As a context manager it leaves nothing behind if an error comes before anything was done in a new folder.
     """
 
     def __init__(
@@ -61,28 +63,35 @@ class RunFolder:
         self._machine = machine
         self.config = config
         self._lock: int | None = None
-        self._made = False
+        self._made = self._fresh = False
         self._started = time.perf_counter()
         self._training: dict[str, dict[str, Any]] = {}
+        refusal = None
         if distributed.is_main():
-            self._made = not self.path.exists()
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError):
-                raise ConfigError(f"{self.path} is to be a run folder, but there is a file") from None
-            self._lock = lock(self.path)
-            try:
-                self._claim()
-            except BaseException:
-                self.close()
-                raise
-            self._sessions = self._past_sessions()
-        distributed.barrier()
+                self._open()
+            except BitswitchError as error:
+                refusal = error
+        distributed.share_refusal(refusal)
         self.metrics = MetricsFile(self.path / METRICS_NAME, writable=distributed.is_main())
+
+    def _open(self) -> None:
+        self._made = not self.path.exists()
+        has_log = (self.path / LOG_NAME).exists()
+        self._lock = _make_and_lock(self.path)
+        try:
+            self._claim()
+            self._sessions = self._past_sessions()
+        except BaseException:
+            if not has_log:
+                (self.path / LOG_NAME).unlink(missing_ok=True)
+            self.close()
+            raise
 
     def _claim(self) -> None:
         stored = read_json(self.path / CONFIG_NAME)
         others = self._done()
+        self._fresh = stored is None
         if stored is None and others:
             raise ConfigError(f"{self.path} exists and is not a run folder: it holds {others[0]!r}")
         # A run that was refused before it did anything has left its configuration alone, and may be corrected.
@@ -107,12 +116,13 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and self._made and not self._done():
+        if isinstance(error, Exception) and self._fresh and not self._done():
             # It was refused before it did anything: no folder is to look like a run that can go on.
             (self.path / CONFIG_NAME).unlink(missing_ok=True)
             (self.path / LOG_NAME).unlink(missing_ok=True)
             with suppress(OSError):
-                self.path.rmdir()
+                if self._made:
+                    self.path.rmdir()
         self.close()
 
     def close(self) -> None:
@@ -170,11 +180,30 @@ class RunFolder:
             file.write(f"{now} {message}\n")
 
 
+def _make_and_lock(path: Path) -> int | None:
+    """Lock a run folder, which is made if needed.
+
+    Raises:
+        ConfigError: another process has it, or there is a file.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            return lock(path)
+        except (FileExistsError, NotADirectoryError):
+            if path.is_symlink() or path.is_file() or not path.parent.is_dir():
+                break
+        except FileNotFoundError:
+            pass  # a process that was refused has removed it in the meantime
+    raise ConfigError(f"{path} is to be a run folder, but there is a file, or a link to nothing")
+
+
 def lock(path: Path) -> int | None:
     """Lock a run folder until the descriptor returned is closed or the process ends.
 
     Raises:
         ConfigError: another process has it.
+        FileNotFoundError: there is no such folder, or no more.
     """
     try:
         import fcntl
@@ -190,6 +219,10 @@ def lock(path: Path) -> int | None:
     except OSError:
         # Some network file systems have no locks; a single run does not need one.
         pass
+    if os.fstat(descriptor).st_nlink == 0:
+        # A process that was refused has removed the file: others lock another one.
+        os.close(descriptor)
+        raise FileNotFoundError(path / LOG_NAME)
     return descriptor
 
 
