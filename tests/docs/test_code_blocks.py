@@ -5,9 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
+import bitswitch as bs
+from bitswitch.layers import iter_layers
 from tests.docs._markdown import ROOT, blocks, pages
 
 PAGES = [path for path in pages() if any(block.language == "python" for block in blocks(path.read_text("utf-8")))]
@@ -35,6 +41,34 @@ def run_page(path: Path) -> None:
 def test_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_page(path)
+
+
+def test_the_training_loop_moves_a_scale_that_layers_share_once_a_step() -> None:
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    (loop,) = (block.text for block in blocks(page) if "own = make_model()" in block.text)
+    x = torch.randn(32, 8)
+
+    def make_model() -> nn.Module:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+        net[2].weight = net[0].weight
+        model = bs.prepare(net, example_inputs=x, force="*")
+        bs.calibrate(model, [x])
+        return model
+
+    namespace: dict[str, Any] = {
+        "torch": torch,
+        "F": F,
+        "bs": bs,
+        "make_model": make_model,
+        "make_batch": lambda: (x, x.argmax(1) % 3),
+    }
+    exec(loop, namespace)
+    own, optimizer = namespace["own"], namespace["scales_optimizer"]
+    first, second, last = (layer.weight_quantizer.scale.parameter for _, layer in iter_layers(own))
+    assert first is second
+    # Three batches at four widths.
+    assert {parameter: state["step"].item() for parameter, state in optimizer.state.items()} == {first: 12, last: 12}
 
 
 def test_a_wrong_output_is_noticed(tmp_path: Path) -> None:

@@ -250,6 +250,71 @@ def test_recurrent_and_attention_layers(method: Any) -> None:
     assert all(found[name] != 0 for name in found)
 
 
+class Tokens(nn.Module):
+    """Logits (N, T, C) of tokens that see those before them; T and C differ from each other and from N."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.rnn = nn.RNN(4, 4, batch_first=True)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.rnn(self.embedding(tokens))[0])
+
+
+def token_loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(batch)[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()), logits
+
+
+def token_case() -> tuple[nn.Module, list[Tensor]]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Tokens().double()
+        with torch.no_grad():
+            network.head.weight.mul_(4)
+        return network, [torch.randint(5, (3, 4)), torch.randint(5, (3, 4))]
+
+
+def test_classes_are_in_the_dimension_given() -> None:
+    network, data = token_case()
+    exact = 0.0
+    for batch in data:
+        for row in token_loss(network, batch)[1].flatten(0, 1).log_softmax(-1):
+            for log_p in row:
+                (gradient,) = torch.autograd.grad(log_p, network.get_parameter("head.weight"), retain_graph=True)
+                exact += float(log_p.detach().exp() * gradient.square().sum()) / 18
+    options: Any = {"min_probes": 2000, "max_probes": 2000}
+    found = hessian_trace(network, token_loss, data, dim=-1, **options)
+    assert abs(found["head"] - exact) <= 3 * found.layers["head"].error <= 0.1 * exact
+
+    def transposed(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = token_loss(model, batch)
+        return loss, logits.transpose(1, 2)
+
+    def flat(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = token_loss(model, batch)
+        return loss, logits.flatten(0, 1)
+
+    few: Any = {"min_probes": 3, "max_probes": 3}
+    expected = dict(hessian_trace(network, token_loss, data, dim=-1, **few))
+    for other, dim in ((token_loss, 2), (transposed, 1), (transposed, -2), (flat, None), (flat, 1), (flat, -1)):
+        assert dict(hessian_trace(network, other, data, dim=dim, **few)) == pytest.approx(expected), dim
+
+
+def test_the_dimension_of_the_classes_is_never_guessed() -> None:
+    network, data = token_case()
+    with pytest.raises(ConfigError, match=r"shape \(3, 3, 5\); say which dimension .*: dim=-1 for \(N, T, C\)"):
+        hessian_trace(network, token_loss, data)
+    for dim in (0, -3, 3, -4):
+        with pytest.raises(ConfigError, match=rf"dim={dim} cannot hold the classes of logits of the shape \(3, 3, 5\)"):
+            hessian_trace(network, token_loss, data, dim=dim)
+    with pytest.raises(ConfigError, match="dim must be an integer or None; got '1'"):
+        hessian_trace(network, token_loss, data, dim="1")  # pyright: ignore[reportArgumentType]
+    assert set(hessian_trace(network, token_loss, data, method="hessian", max_probes=2)) == {"embedding", "rnn", "head"}
+
+
 def test_round_trip(small: nn.Module, batches: list[Any], tmp_path) -> None:
     found = hessian_trace(small, loss_fn, batches, max_probes=4, inputs=True)
     found.save(tmp_path / "trace.json")

@@ -40,6 +40,7 @@ def hessian_trace(
     max_probes: int = 64,
     inputs: bool = False,
     seed: int = 0,
+    dim: int | None = None,
 ) -> Sensitivity:
     """Estimate, for every layer, the trace of the loss's curvature with respect to its weights.
 
@@ -59,8 +60,9 @@ def hessian_trace(
     Args:
         model: a float model, or a prepared one that is trainable, which then runs in full precision
             with the BatchNorms of its highest width. Not changed.
-        loss_fn: (model, batch) → mean loss over the batch, or (loss, logits); the latter for "gauss-newton", whose
-            logits have classes in dimension 1 and whose loss is taken to be their cross-entropy.
+        loss_fn: (model, batch) → mean loss over the batch, or (loss, logits); the latter for "gauss-newton", which
+            takes the loss to be the mean cross-entropy of the logits over all positions. Positions that the loss
+            ignores count too: return logits without them, of shape (positions, C), if they should not.
         batches: what `loss_fn` takes, for example 1000 training images; read once a probe. Small
             batches give more independent probes for the same work: 32 is a good size. Several processes of a
             group bring batches of their own each.
@@ -70,13 +72,16 @@ def hessian_trace(
         max_probes: stop here in any case.
         inputs: also estimate the trace with respect to each layer's input, per example.
         seed: of the probes.
+        dim: the dimension of the classes in the logits, for "gauss-newton": -1 for tokens (N, T, C), 1 for images of
+            logits (N, C, H, W). Only logits (N, C) need none.
 
     Raises:
         ConfigError: an argument is out of range, there are no batches, a layer holds stored integers, no layer takes
-            part in the loss, or an estimate is NaN.
+            part in the loss, an estimate is NaN, or "gauss-newton" gets logits of more than two dimensions without
+            `dim`.
         ArgumentError: the loss is no scalar tensor, or "gauss-newton" gets no logits.
     """
-    _check(method, relative_error, min_probes, max_probes)
+    _check(method, relative_error, min_probes, max_probes, dim)
     network, owned = _float_network(model)
     kept = batches if iter(batches) is not batches else list(batches)
     moments: list[Moments] = []
@@ -86,7 +91,7 @@ def hessian_trace(
             stack.enter_context(at(network, network.__dict__["_bitswitch"].bits[0]))
         stack.enter_context(_differentiable(network, [p for group in owned.values() for p in group]))
         recorder = stack.enter_context(_recorded_inputs(network, owned if inputs else {}))
-        probe = _Probe(network, loss_fn, owned, recorder, _generator(network, seed), method)
+        probe = _Probe(network, loss_fn, owned, recorder, _generator(network, seed), method, dim)
         num_probes, found = 0, None
         while found is None or (num_probes < max_probes and found.largest_relative_error() > relative_error):
             _one_pass(probe, kept, moments)
@@ -110,13 +115,15 @@ def hessian_trace(
     )
 
 
-def _check(method: str, relative_error: float, min_probes: int, max_probes: int) -> None:
+def _check(method: str, relative_error: float, min_probes: int, max_probes: int, dim: object) -> None:
     if method not in ("gauss-newton", "hessian"):
         raise ConfigError(f"method must be 'gauss-newton' or 'hessian'; got {method!r}")
     if not relative_error > 0:
         raise ConfigError(f"relative_error must be positive; got {relative_error!r}")
     if not 2 <= min_probes <= max_probes:
         raise ConfigError(f"2 ≤ min_probes ≤ max_probes is needed; got {min_probes} and {max_probes}")
+    if dim is not None and type(dim) is not int:
+        raise ConfigError(f"dim must be an integer or None; got {dim!r}")
 
 
 def _float_network(model: nn.Module) -> tuple[nn.Module, dict[str, list[nn.Parameter]]]:
@@ -261,6 +268,7 @@ class _Probe:
     recorder: _Recorder
     generator: torch.Generator
     method: str
+    dim: int | None
 
     def __call__(self, batch: Any) -> tuple[Tensor, int]:
         """Return an unbiased estimate of every trace, float64 on the CPU, and the number of examples."""
@@ -300,9 +308,10 @@ class _Probe:
         """Return the squared gradient norm of every tensor for drawn classes and signs."""
         if not isinstance(logits, Tensor) or logits.dim() < 2:
             raise ArgumentError(
-                "method='gauss-newton' needs a loss_fn that returns (loss, logits) with logits (N, C, …)"
+                "method='gauss-newton' needs a loss_fn that returns (loss, logits) with logits (N, C), (N, T, C) or "
+                "(N, C, …)"
             )
-        rows = logits.float().movedim(1, -1).flatten(0, -2)
+        rows = logits.float().movedim(_class_dim(logits.shape, self.dim), -1).flatten(0, -2)
         classes = torch.multinomial(rows.detach().softmax(1), 1, generator=self.generator)
         losses = -rows.log_softmax(1).gather(1, classes).squeeze(1)
         signs = self._signs(losses.shape, losses)
@@ -315,6 +324,29 @@ class _Probe:
     def _signs(self, shape: torch.Size, like: Tensor) -> Tensor:
         drawn = torch.randint(0, 2, shape, generator=self.generator, device=like.device, dtype=torch.int8)
         return drawn.to(like.dtype).mul_(2).sub_(1)
+
+
+def _class_dim(shape: torch.Size, dim: int | None) -> int:
+    """Return the dimension of the classes in logits of a shape of two or more dimensions.
+
+    Raises:
+        ConfigError: it must be given and is not, or is none that classes can have.
+    """
+    if dim is None:
+        # A wrong guess would give traces that look like any others: language models have the classes last, networks
+        # for segmentation second.
+        if len(shape) > 2:
+            raise ConfigError(
+                f"the logits have the shape {tuple(shape)}; say which dimension holds the classes: dim=-1 for "
+                "(N, T, C), dim=1 for (N, C, H, W)"
+            )
+        return 1
+    if not -len(shape) < dim < len(shape) or dim == 0:
+        raise ConfigError(
+            f"dim={dim} cannot hold the classes of logits of the shape {tuple(shape)}, whose dimension 0 is that of "
+            "the examples"
+        )
+    return dim
 
 
 def _num_examples(batch: Any, logits: Tensor | None) -> int:

@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from bitswitch.errors import PrepareError
+from bitswitch.errors import ConfigError, PrepareError
 from bitswitch.layers import SwitchableLayer, iter_layers
 from bitswitch.training import alrs
 from bitswitch.training.optimizers import Rate
+
+# So many passes, from the first on, and no weight scale with a gradient: that is no chance. Where all quantized layers
+# are skipped in half of the passes, it happens once in a million trainings.
+NUM_PASSES_TO_REACH = 20
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Scales:
         members = set(own)
         names = network.named_parameters()
         self.names: dict[nn.Parameter, str] = {p: name for name, p in names if p in members and p.requires_grad}
+        self._all = list(network.parameters())
+        self._reached = False
+        self._num_missed = 0
 
     @property
     def any_learns(self) -> bool:
@@ -93,6 +100,29 @@ class Scales:
             return None
         return torch.stack([gradient.abs().max().to(found[0].device).float() for gradient in found]).max()
 
+    def check_reached(self, used: list[LayerStep]) -> None:
+        """Take note of a pass, and refuse a loss that does not depend on the quantized layers.
+
+        LayerDrop and stochastic depth skip all of them in a pass now and then, which is no mistake. A loss that has
+        reached one of them is taken to depend on them from then on.
+
+        Args:
+            used: what `in_use` returned after the pass.
+
+        Raises:
+            ConfigError: no pass has given a weight scale a gradient, and there have been `NUM_PASSES_TO_REACH`, or this
+                one gave no parameter of the model a gradient.
+        """
+        if self._reached or used or not self.any_learns:
+            self._reached = self._reached or bool(used)
+            return
+        self._num_missed += 1
+        if self._num_missed >= NUM_PASSES_TO_REACH or all(parameter.grad is None for parameter in self._all):
+            raise ConfigError(
+                f"no weight scale received a gradient (passes so far: {self._num_missed}); did the loss depend on any "
+                "quantized layer?"
+            )
+
 
 @dataclass(frozen=True)
 class ScaleRule:
@@ -124,12 +154,12 @@ class ScaleRule:
 
 
 def maxima_of(used: list[LayerStep], scales: Scales) -> Tensor:
-    """Return max|∇s^i| of every layer, shape (L,); a single 0 where all weight scales are kept fixed.
+    """Return max|∇s^i| of every layer, shape (L,); a single 0 where no weight scale has a gradient.
 
-    Raises:
-        ConfigError: no weight scale that learns has a gradient.
+    So it is where all weight scales are kept fixed, or the pass has skipped all quantized layers: no scale takes a step
+    that could be damped.
     """
-    if not used and not scales.any_learns:
+    if not used:
         _, layer = scales.layers[0]
         return torch.zeros(1, device=layer.weight_quantizer.scale_for(layer.bits).parameter.device)
     return alrs.largest([layer.gradient for layer in used])

@@ -55,7 +55,8 @@ class JointTrainer:
     added up, then there is one step; a rate of each width does not exist there, so ALRS is off.
 
     A parameter that belongs to one width, such as its BatchNorm or its activation scales, has no gradient while another
-    width trains and is not moved then, not even by its momentum.
+    width trains and is not moved then, not even by its momentum. Neither are the scales of layers that a pass skips, as
+    LayerDrop and stochastic depth do, be it one layer or all.
 
     Args:
         model: a prepared and calibrated model; may be wrapped by `distributed.wrap_ddp` or torch.compile.
@@ -164,7 +165,9 @@ class JointTrainer:
             DivergenceError: a loss, the gradient of a scale or the norm of the weights' gradients is NaN or infinite.
                 Nothing has been updated with it, though the widths above have finished their steps, and
                 BatchNorm has seen the batch (on a GPU that of the widths below too).
-            ConfigError: the schedule has ended at a learning rate of 0.
+            ConfigError: the schedule has ended at a learning rate of 0, or the loss does not depend on the quantized
+                layers: none of the first 20 passes of this trainer gave a weight scale a gradient, or none has yet and
+                one gave no parameter of the model a gradient.
         """
         factor = self.schedule(self.num_steps, self.total_steps)
         if self.num_steps >= self.total_steps and factor == 0:
@@ -224,6 +227,7 @@ class JointTrainer:
 
     def _measure(self, bits: int, done: _Pass, *, clip: bool) -> Measured:
         used = self._pair.scales.in_use()
+        self._pair.scales.check_reached(used)
         maxima = maxima_of(used, self._pair.scales)
         values = {
             "loss": done.loss,

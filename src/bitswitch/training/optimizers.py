@@ -215,8 +215,8 @@ def non_negative(name: str, value: float) -> float:
 
 def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Return the total norm of gradients, float32 scalar; if it is above `max_norm`, scale them down to that."""
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    parameters = list(parameters)
+    norm = total_norm([p.grad for p in parameters if p.grad is not None]).to(parameters[0].device)
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -187,15 +187,18 @@ def _make_and_lock(path: Path) -> int | None:
         ConfigError: another process has it, or there is a file.
     """
     for _ in range(_ATTEMPTS):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # a process that was refused has removed it in the meantime
+            _make(path)
             return lock(path)
-        except (FileExistsError, NotADirectoryError):
-            if path.is_symlink() or path.is_file() or not path.parent.is_dir():
-                break
-        except FileNotFoundError:
-            pass  # a process that was refused has removed it in the meantime
-    raise ConfigError(f"{path} is to be a run folder, but there is a file, or a link to nothing")
+    raise ConfigError(f"{path} cannot be made: other processes keep removing it")
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        if path.is_symlink() or path.is_file() or not path.parent.is_dir():
+            raise ConfigError(f"{path} is to be a run folder, but there is a file, or a link to nothing") from None
 
 
 def lock(path: Path) -> int | None:

@@ -16,7 +16,8 @@ class WidthResult:
         loss: the loss that was minimised.
         task: the task's own part of it.
         distillation: the divergence from the teacher (before its weight), or None without a teacher.
-        scale_gradient: mean over the layers of max|∇s^i|, the gradient of the raw weight scales.
+        scale_gradient: mean over the layers of max|∇s^i|, the gradient of the raw weight scales; 0 if no weight scale
+            has one, as where the pass skips all quantized layers.
         scaled_gradient: the same after ALRS: times λ_b / λ, λ that of the scales.
         scale_lr: λ_b of Eq. (6) with the η of the width that names this result. Layers that drew another width under a
             per-layer precision have the η of their own.
