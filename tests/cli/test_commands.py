@@ -78,7 +78,16 @@ def test_a_refused_run_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"accuracy": {"8": "high"}}', '{"accuracy": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{}", "[]", '{"accuracy": {"8": "high"}}', '{"accuracy": 1}'),
+        '{"float_accuracy": 0.9, "accuracy": {"99": 0.9}, "bytes_at": {}, "float_bytes": 9}',
+        '{"float_accuracy": 0.9, "accuracy": {}, "bytes_at": {}, "float_bytes": 9}',
+        '{"float_accuracy": 0.9, "accuracy": {"8": 90}, "bytes_at": {}, "float_bytes": 9}',
+        '{"float_accuracy": 0.9, "accuracy": {"8": 0.9}, "bytes_at": {}, "float_bytes": 0}',
+    ],
+)
 def test_other_results_are_refused(runs: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(runs / "digits-a", tmp_path / "digits-b")
     (tmp_path / "digits-b" / "results.json").write_text(text)

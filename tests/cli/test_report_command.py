@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -95,7 +96,21 @@ def test_files_that_cannot_be_written(
     assert f"{option} is a file; {tmp_path / 'folder.md'} is a folder" in capsys.readouterr().err
     assert main(["report", str(pair[0]), option, str(tmp_path / "file" / "a.md")]) == 1
     assert f"cannot be written, {tmp_path / 'file'} is a file" in capsys.readouterr().err
+    assert main(["report", str(pair[0]), option, str(pair[0] / "a.md")]) == 1
+    assert f"{option} is a file outside of the run folders" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe.md")
+    assert main(["report", str(pair[0]), option, str(tmp_path / "pipe.md")]) == 1
+    assert "pipe.md is a device or pipe" in capsys.readouterr().err
     assert snapshot(pair[0]) == before
+
+
+def test_outputs_do_not_replace_each_other(
+    pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["report", str(pair[0]), "--output", str(tmp_path / "a.md"), "--json", str(tmp_path / "x" / ".." / "a.md")]
+    assert main(words) == 1
+    assert "--output and --json are one file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["twice", "unfinished", "no run", "no name"])

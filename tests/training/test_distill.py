@@ -62,6 +62,8 @@ def test_masked_classes_add_nothing() -> None:
     assert student.grad is not None
     assert student.grad.isfinite().all()
     assert (student.grad[:, mask] == 0).all()
+    lowest = torch.finfo(torch.float32).min
+    assert torch.equal(divergence(student.masked_fill(mask, -torch.inf), teacher.masked_fill(mask, lowest)), masked)
     # A class that the teacher alone has masked out does the student no harm.
     assert divergence(student, teacher.masked_fill(mask, -torch.inf)).isfinite()
 

@@ -83,11 +83,11 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file that appears complete or not at all; folders above it are made.
 
     Raises:
-        CheckpointError: its path is a folder, or the path of its folder is a file.
+        CheckpointError: its path is a folder or a device, or the path of its folder is a file.
         OSError: it cannot be written; the error names it, and an older file is still there.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path}: expected a file, found a folder")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: expected a file, found {'a folder' if path.is_dir() else 'a device or pipe'}")
     # Who holds the lock removes the temporary files of all others as those of killed writers.
     with locked(path.parent):
         _write_atomically(path.parent, path.name, lambda file: file.write(content), lambda: path.name)

@@ -15,12 +15,12 @@ def check_output_file(option: str, path: Path | None) -> None:
         path: the file; folders above it are made later. None if the option was not given.
 
     Raises:
-        ConfigError: the path is a folder, or one of the folders above it is a file.
+        ConfigError: the path is a folder or a device, or one of the folders above it is a file.
     """
     if path is None:
         return
-    if path.is_dir():
-        raise ConfigError(f"{option} is a file; {path} is a folder")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{option} is a file; {path} is {'a folder' if path.is_dir() else 'a device or pipe'}")
     above = next((parent for parent in path.parents if parent.exists()), None)
     if above is not None and not above.is_dir():
         raise ConfigError(f"{option}: {path} cannot be written, {above} is a file")

@@ -50,7 +50,9 @@ def run(arguments: Sequence[str]) -> None:
     from bitswitch.report.compare import compare
     from bitswitch.report.runs import read_runs
 
-    comparison = compare(read_runs(options.runs))
+    runs = read_runs(options.runs)
+    _check_runs_stay(options)
+    comparison = compare(runs)
     pages = [write_report(folder) for folder in options.runs]
     written = _write(comparison, options)
     _print(comparison)
@@ -58,6 +60,21 @@ def run(arguments: Sequence[str]) -> None:
         print(f"page:       {page}")
     for kind, path in written:
         print(f"{kind:<11} {path}")
+
+
+def _check_runs_stay(options: ReportOptions) -> None:
+    """Find out whether no file of a run would be replaced, and no output by another one.
+
+    Raises:
+        ConfigError: one would be.
+    """
+    outputs = {"--output": options.output, "--json": options.json}
+    given = {option: path.resolve() for option, path in outputs.items() if path is not None}
+    if len(set(given.values())) < len(given):
+        raise ConfigError(f"--output and --json are one file: {options.json}")
+    for option, path in given.items():
+        if path.parent in {run.resolve() for run in options.runs}:
+            raise ConfigError(f"{option} is a file outside of the run folders; got {path}")
 
 
 def _write(comparison: Comparison, options: ReportOptions) -> list[tuple[str, Path]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitswitch.errors import CheckpointError
+from bitswitch.precision import MAX_BITS, MIN_BITS
 from bitswitch.training.run import RESULTS_NAME, read_json
 
 
@@ -50,6 +51,16 @@ class Results:
         try:
             accuracy = {int(bits): float(item) for bits, item in value["accuracy"].items()}
             sizes = {int(bits): int(item) for bits, item in value["bytes_at"].items()}
-            return cls(float(value["float_accuracy"]), accuracy, sizes, int(value["float_bytes"]))
+            results = cls(float(value["float_accuracy"]), accuracy, sizes, int(value["float_bytes"]))
         except (KeyError, TypeError, ValueError, AttributeError):
             raise CheckpointError(f"{path} does not hold the results of a run") from None
+        shares = (results.float_accuracy, *accuracy.values())
+        widths = range(MIN_BITS, MAX_BITS + 1)
+        if (
+            not accuracy
+            or set(accuracy) - set(widths)
+            or results.float_bytes < 1
+            or not all(0 <= s <= 1 for s in shares)
+        ):
+            raise CheckpointError(f"{path} does not hold the results of a run: a width or value of it is impossible")
+        return results

@@ -5,7 +5,6 @@ The paper reports results with distillation without saying which (arXiv:2502.011
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +16,9 @@ from bitswitch.errors import ArgumentError, ConfigError
 from bitswitch.layers.modes import in_mode
 from bitswitch.training.losses import LossFn, evaluate_loss
 
+# exp of what is below is 0 in float32.
+_LOG_ZERO = -104.0
+
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: int = -1) -> Tensor:
     """Return T² · mean KL(softmax(teacher/T) ‖ softmax(student/T)), in float32.
@@ -25,8 +27,8 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: 
 
     Args:
         student: logits of the student.
-        teacher: logits of the teacher, of the same shape; no gradient flows into them. Where they are −∞, as those of
-            masked classes, nothing is added.
+        teacher: logits of the teacher, of the same shape; no gradient flows into them. Where they give a class no
+            chance at all, as −∞ does for masked classes, nothing is added.
         temperature: T > 0.
         dim: the dimension of the classes; the mean is over all others.
 
@@ -41,8 +43,8 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: 
         log_student = F.log_softmax(student.float() / temperature, dim)
         log_teacher = F.log_softmax(teacher.detach().float() / temperature, dim)
         pointwise = F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
-        # 0 · log 0 = 0: a class that is masked out in both has logits of −∞.
-        pointwise = pointwise.masked_fill(log_teacher == -math.inf, 0.0)
+        # 0 · log 0 = 0, also where the student's is −∞: masked classes have logits of −∞, or very low ones.
+        pointwise = pointwise.masked_fill(log_teacher < _LOG_ZERO, 0.0)
         return pointwise.sum(dim).mean() * temperature**2
 
 
