@@ -66,9 +66,5 @@ class FolderPlanes:
         except OSError:
             return False
 
-    def has_plane(self, index: int) -> bool:
-        """Whether the file of a plane is there."""
-        return os.path.exists(self.folder / self.config.planes[index].file)
-
     def __repr__(self) -> str:
         return f"FolderPlanes({str(self.folder)!r})"
