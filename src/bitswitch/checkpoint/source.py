@@ -44,9 +44,10 @@ class FolderPlanes:
                 layers[self.config.storing(name)].append(layer)
         needed = self.config.needed(resolved)
         held: dict[str, tuple[Tensor, int]] = {
-            name: (users[0].codes, users[0].num_planes)
+            name: (least.codes, least.num_planes)
             for name, users in layers.items()
-            if users and needed[name] > users[0].num_planes
+            for least in sorted(users, key=lambda layer: layer.num_planes)[:1]
+            if needed[name] > least.num_planes
         }
         if not held:
             return
