@@ -73,6 +73,18 @@ def empty_codes(num_codes: int, stored_bits: int) -> Tensor:
     return torch.full((num_codes,), -(1 << (stored_bits - 1)), dtype=torch.int8)
 
 
+def leading_planes(codes: Tensor, num_planes: int, stored_bits: int) -> Tensor:
+    """Return a flat copy of codes on the CPU that has the bits of the leading planes, and zero for the others.
+
+    The tensor of a model's codes may have got further planes elsewhere: a state dict and a model share its memory.
+
+    >>> leading_planes(torch.tensor([-3, 7, 0], dtype=torch.int8), 3, 4)
+    tensor([-4,  6,  0], dtype=torch.int8)
+    """
+    # In two's complement all bits but the top one are those of offset binary.
+    return codes.detach().cpu().clone().reshape(-1).bitwise_and_(-1 << (stored_bits - num_planes))
+
+
 def merge_planes(codes: Tensor, planes: Mapping[int, Tensor], stored_bits: int) -> None:
     """Add planes to codes in which they are missing (their bits zero), in place.
 

@@ -15,6 +15,7 @@ from bitswitch._trace import trace
 from bitswitch.errors import ArgumentError, BitswitchError, PrepareError
 from bitswitch.layers.adapters import adapt
 from bitswitch.layers.base import iter_layers, layer_of
+from bitswitch.layers.held import planes_in
 from bitswitch.layers.norm import make_per_width
 from bitswitch.layers.registry import make_switchable, switchable_class
 from bitswitch.layers.table import PARAMETER, LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
@@ -232,7 +233,14 @@ def _install(model: nn.Module, table: LayerTable, bits: tuple[int, ...], options
             quantizer = quantizers[entry.alias_of or entry.name]
             make_switchable(module, quantizer, _input_quantizer(entry, options, module))
     model.__dict__["_bitswitch"] = ModelState(bits, table, Precision.of(bits[0]), options)
+    model.register_load_state_dict_pre_hook(_check_planes)
     model.register_load_state_dict_post_hook(_note_loaded)
+
+
+def _check_planes(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    """Refuse a state with codes that a layer cannot take before any layer has taken its own."""
+    for name, layer in iter_layers(model):
+        planes_in(layer, state_dict, f"{prefix}{name}." if name else prefix)
 
 
 def _note_loaded(model: nn.Module, incompatible_keys: Any) -> None:

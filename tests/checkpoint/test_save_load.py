@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from bitswitch.errors import (
 )
 from bitswitch.layers import iter_layers
 from bitswitch.layers.table import state_of
+from bitswitch.mixed import extract
 
 Make = Callable[..., nn.Module]
 MIXED = bs.Precision.of({"grouped": 8, "up": 2, "a": 6}, default=4)
@@ -251,6 +253,64 @@ class TestSubNets:
         with pytest.raises(CheckpointError, match="would delete the others"):
             checkpoint.save(part, tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+    @pytest.mark.parametrize("copied", [False, True])
+    def test_planes_that_are_elsewhere_fit_again(
+        self, copied: bool, tmp_path: Path, trained: Make, net: Make, x: Tensor
+    ) -> None:
+        model = trained()
+        checkpoint.save(model, tmp_path / "net")
+        device = tmp_path / "device"
+        shutil.copytree(tmp_path / "net", device)
+        for i in (5, 6, 7):
+            next(device.glob(f"plane-{i}-*")).unlink()
+        part = checkpoint.load(device, into=net(), bits=4)
+        target = shutil.copytree(device, tmp_path / "copy") if copied else device
+        before = {path.name: path.read_bytes() for path in target.iterdir()}
+        with pytest.raises(CheckpointError, match=r"5 bit planes .* not fit any more: plane-5.*plane-7.* copy them"):
+            checkpoint.save(part, target)
+        with pytest.raises(CheckpointError, match="delete the others"):
+            checkpoint.save(part, tmp_path / "net")
+        assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+        shutil.copytree(tmp_path / "net", target, dirs_exist_ok=True)
+        checkpoint.verify(tmp_path / "net")
+        assert_same(model, checkpoint.load(target, into=net()), x)
+
+    def test_another_checkpoint_in_the_folder_may_be_replaced(
+        self, tmp_path: Path, trained: Make, net: Make, x: Tensor
+    ) -> None:
+        model = trained()
+        checkpoint.save(model, tmp_path)
+        part = checkpoint.load(tmp_path, into=net(), bits=4)
+        other = trained()
+        with torch.no_grad():
+            for _, layer in iter_layers(other):
+                layer.weight.neg_()
+        checkpoint.save(other, tmp_path)
+        checkpoint.save(part, tmp_path)
+        # Now it is of five planes, and so is the model.
+        checkpoint.save(checkpoint.load(tmp_path, into=net()), tmp_path)
+        assert_same(model, checkpoint.load(tmp_path, into=net()), x, (4, 2))
+
+    def test_a_damaged_configuration_may_be_replaced(self, tmp_path: Path, trained: Make, net: Make) -> None:
+        checkpoint.save(trained(), tmp_path)
+        part = checkpoint.load(tmp_path, into=net(), bits=4)
+        for i in (5, 6, 7):
+            next(tmp_path.glob(f"plane-{i}-*")).unlink()
+        config = tmp_path / "config.json"
+        config.write_bytes(config.read_bytes()[:-9])
+        checkpoint.save(part, tmp_path)
+        assert len(checkpoint.verify(tmp_path).planes) == 5
+
+    def test_a_subnet_is_saved_to_its_own_folder_again(self, tmp_path: Path, trained: Make, net: Make) -> None:
+        checkpoint.save(trained(), tmp_path / "net")
+        loaded = checkpoint.load(tmp_path / "net", into=net(), bits=4)
+        for bits in (4, 8):
+            alone = extract(loaded, bits)
+            for _ in range(2):
+                checkpoint.save(alone, tmp_path / f"only-{bits}")
+            with pytest.raises(CheckpointError, match="all other widths"):
+                checkpoint.save(alone, tmp_path / "net")
 
     def test_tied_layers_are_saved_after_a_move(self, tmp_path: Path, trained: Make, net: Make, x: Tensor) -> None:
         model = trained()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -83,6 +84,12 @@ class CheckpointConfig:
             "base": self.base.to_json(),
             "planes": [record.to_json() for record in self.planes],
         }
+
+    @property
+    def planes_id(self) -> int:
+        """A number that tells the planes of this checkpoint from those of others, and is never 0."""
+        digest = hashlib.sha256("".join(record.sha256 for record in self.planes).encode()).digest()
+        return int.from_bytes(digest[:7], "big") + 1
 
     def storing(self, name: str) -> str:
         """Return the layer under whose name the weight of `name` is stored."""

@@ -87,4 +87,4 @@ def _set_weights(
             placed[stored.name] = source.to(layer.weight_quantizer.scale.parameter.device)
         num_planes = needed[stored.name] if name is None else stored.bits[0]
         (scale,) = (scales[key] for key in weight_scale_keys(config, stored).values())
-        layer.set_codes(placed[stored.name], scale, num_planes)
+        layer.set_codes(placed[stored.name], scale, num_planes, config.planes_id)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bitswitch._files import why_not_stored
 from bitswitch.errors import CheckpointError
 from bitswitch.layers.base import SwitchableLayer
+from bitswitch.layers.held import HELD_KEY
 
 
 def plain_state(model: nn.Module, *, shared: bool) -> dict[str, Tensor]:
@@ -26,7 +27,7 @@ def plain_state(model: nn.Module, *, shared: bool) -> dict[str, Tensor]:
     skipped: set[str] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, SwitchableLayer):
-            parts = ("weight_quantizer", "input_quantizer", *(("weight", "codes") if shared else ()))
+            parts = ("weight_quantizer", "input_quantizer", *(("weight", "codes", HELD_KEY) if shared else ()))
             skipped.update(f"{name}.{part}" if name else part for part in parts)
     state: dict[str, Tensor] = {}
     seen: set[int] = set()

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bitswitch._files import open_tensors
-from bitswitch._planes import empty_codes, merge_planes
+from bitswitch._planes import empty_codes, leading_planes, merge_planes
 from bitswitch.checkpoint.config import CheckpointConfig, with_config
 from bitswitch.checkpoint.contents import check_base, check_plane
 from bitswitch.errors import MissingPlanesError
@@ -40,7 +40,7 @@ def read_codes(
         folder: the checkpoint.
         config: its checked configuration.
         needed: number of leading planes by layer.
-        held: codes in memory and how many leading planes they are made of; they are not changed.
+        held: codes in memory and how many leading planes of them count; they are not changed.
 
     Returns:
         int8 codes, out-first, on the CPU, of each layer for which something was read.
@@ -61,7 +61,7 @@ def read_codes(
                 stored_bits, weight = config.table[name].bits[0], config.weights[name]
                 if name not in codes:
                     # Only now is the number of codes known to be that of a file which is really there.
-                    known = held[name][0].detach().cpu().clone().reshape(-1) if name in held else None
+                    known = leading_planes(*held[name], stored_bits) if name in held else None
                     codes[name] = empty_codes(weight.num_codes, stored_bits) if known is None else known
                 merge_planes(codes[name], {index: tensors[name]}, stored_bits)
     return {name: flat.reshape(config.weights[name].shape) for name, flat in codes.items()}

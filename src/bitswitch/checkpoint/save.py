@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from bitswitch._files import SEAL_START, FileRecord, locked, remove_unreferenced, seal, write_document, write_tensors
 from bitswitch._planes import pack_plane
-from bitswitch.checkpoint.config import CONFIG_NAME, CheckpointConfig, StoredWeight, has_planes, parse_config
+from bitswitch.checkpoint.config import (
+    CONFIG_NAME,
+    CheckpointConfig,
+    StoredWeight,
+    has_planes,
+    parse_config,
+    read_config,
+)
 from bitswitch.checkpoint.contents import check_base, check_finite, codes_key, input_keys, weight_scale_keys
 from bitswitch.checkpoint.plain_state import plain_state
 from bitswitch.checkpoint.source import FolderPlanes
@@ -223,18 +230,41 @@ def _refuse_loss(
 ) -> None:
     """Refuse to replace the checkpoint that a model was opened from by one with fewer planes or widths of it."""
     source = state.source or state.extracted_from
-    if not isinstance(source, FolderPlanes) or not source.is_in(folder):
+    if not isinstance(source, FolderPlanes):
         return
-    if state.extracted_from is not None and (folder / CONFIG_NAME).exists():
+    own = source.is_in(folder)
+    if own and state.extracted_from is not None and (folder / CONFIG_NAME).exists():
         raise CheckpointError(
             f"{folder}: the model was extracted from the checkpoint in this folder, and saving there would delete all "
             "other widths; save to another folder"
         )
+    # Of a copy of the folder too, planes would be lost. A SubNet has a folder of its own, which it may save to again.
+    listed = state.source is not None and _lists_planes_of(folder, source.config)
+    if not own and not listed:
+        return
     for name, layer in layers.items():
-        index, stored = weights[name].planes, source.config.weights[name].planes
+        held, stored = weights[name].planes, source.config.weights[name].planes
+        if not layer.is_frozen or held >= stored:
+            continue
+        rest = [plane.file for plane in source.config.planes[held:stored]]
         # The next plane may be missing while later ones are there.
-        if layer.is_frozen and any(source.has_plane(i) for i in range(index, stored)):
+        if any(os.path.exists(folder / file) for file in rest):
             raise CheckpointError(
-                f"{folder}: the model was opened from this folder, and saving {index} bit planes of layer {name!r} "
+                f"{folder}: the model was opened from this checkpoint, and saving {held} bit planes of layer {name!r} "
                 "there would delete the others; save to another folder, or switch to the stored width first"
             )
+        if listed:
+            raise CheckpointError(
+                f"{folder}: the model was opened from this checkpoint, and after saving {held} bit planes of layer "
+                f"{name!r} there the others would not fit any more: {', '.join(rest)}; save to another folder, or "
+                "copy them there and switch to the stored width first"
+            )
+
+
+def _lists_planes_of(folder: Path, config: CheckpointConfig) -> bool:
+    """Whether the checkpoint in a folder has the planes of `config`, whether their files are there or not."""
+    try:
+        return read_config(folder).planes == config.planes
+    except CheckpointError:
+        # None, or a damaged one, which may be replaced.
+        return False

@@ -44,9 +44,10 @@ class FolderPlanes:
                 layers[self.config.storing(name)].append(layer)
         needed = self.config.needed(resolved)
         held: dict[str, tuple[Tensor, int]] = {
-            name: (users[0].codes, users[0].num_planes)
+            name: (least.codes, least.num_planes)
             for name, users in layers.items()
-            if users and needed[name] > users[0].num_planes
+            for least in sorted(users, key=lambda layer: layer.num_planes)[:1]
+            if needed[name] > least.num_planes
         }
         if not held:
             return
@@ -65,10 +66,6 @@ class FolderPlanes:
             return os.path.samefile(self.folder, folder)
         except OSError:
             return False
-
-    def has_plane(self, index: int) -> bool:
-        """Whether the file of a plane is there."""
-        return os.path.exists(self.folder / self.config.planes[index].file)
 
     def __repr__(self) -> str:
         return f"FolderPlanes({str(self.folder)!r})"

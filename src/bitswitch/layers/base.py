@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitswitch._planes import planes_needed
 from bitswitch.errors import PrepareError
+from bitswitch.layers.held import HELD_KEY, held_tensor, planes_in
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
 
 
@@ -22,11 +23,16 @@ class SwitchableLayer(nn.Module):
     rounds it in every forward pass. Once *frozen* it holds `codes`, the stored integers W̃_h as int8, and `weight` is
     computed from them at the active width and cannot be assigned.
 
+    The state dict of a frozen layer that misses bit planes says how many it has. Loading it sets `num_planes`, and is
+    refused with `MissingPlanesError` if they are too few for the active width, and with `CheckpointError` if they are
+    of another checkpoint than the one that the layer was opened from.
+
     Attributes:
         weight_quantizer: quantizer of the weight; shared by layers that share a weight.
         input_quantizer: quantizer of the input, or None if the input stays float.
         bits: the active width.
         num_planes: number of leading bit planes that `codes` is made of; h while trainable.
+        planes_of: a number that tells the checkpoint that has the other planes from others; 0 for none.
     """
 
     weight_quantizer: WeightQuantizer
@@ -36,6 +42,7 @@ class SwitchableLayer(nn.Module):
     _like_weight: Tensor
     bits: int
     num_planes: int
+    planes_of: int = 0
 
     # Set only by `float_forward`, for observing what the float network computes.
     _bypass: bool = False
@@ -127,13 +134,17 @@ class SwitchableLayer(nn.Module):
         weight = self.quantized_weight(x.dtype)
         return x, weight if weight.dtype == x.dtype else weight.to(x.dtype)
 
-    def set_codes(self, codes: Tensor, scale: Tensor, num_planes: int) -> None:
+    def set_codes(self, codes: Tensor, scale: Tensor, num_planes: int, planes_of: int = 0) -> None:
         """Replace the float weight by stored integers.
 
         Args:
             codes: int8 tensor of the out-first shape of the weight, W̃_h with the bits of missing planes zero.
             scale: float32 scale s_h, of the scale shape of the weight quantizer.
             num_planes: how many leading planes `codes` is made of.
+            planes_of: which checkpoint the planes are of; 0 for none.
+
+        Raises:
+            PrepareError: widths do not share a scale.
         """
         if not self.weight_quantizer.shared:
             raise PrepareError("a layer with one scale a width (shared=False) has no common integers to freeze to")
@@ -143,11 +154,26 @@ class SwitchableLayer(nn.Module):
         self._parameters.pop("weight", None)
         self.register_buffer("codes", codes)
         self.num_planes = num_planes
+        self.planes_of = planes_of
 
     def refine(self, codes: Tensor, num_planes: int) -> None:
         """Replace the codes of a frozen layer by ones that are made of more planes."""
         self.codes.copy_(codes)
         self.num_planes = num_planes
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_frozen and f"{prefix}codes" in destination and self.num_planes < self.stored_bits:
+            destination[f"{prefix}{HELD_KEY}"] = held_tensor(self)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        num_planes = planes_in(self, state_dict, prefix)
+        if num_planes is not None:
+            # PyTorch would take it for a name that it does not expect.
+            state_dict.pop(f"{prefix}{HELD_KEY}", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if num_planes is not None:
+            self.num_planes = num_planes
 
     @torch.no_grad()
     def unfreeze(self) -> None:
