@@ -132,13 +132,20 @@ def _set_all_input_scales(network: nn.Module, run: Callable[[], None]) -> list[l
     finally:
         for handle in handles:
             handle.remove()
-    idle = [name for name, recorder in recorders.items() if not recorder.samples]
+    layers = dict(iter_layers(network))
+    ran = {layers[name].weight_quantizer for name, recorder in recorders.items() if recorder.samples}
+    # A layer that only holds the weight of one that is called has no input that could need scales.
+    idle = [
+        name
+        for name, layer in layers.items()
+        if not recorders[name].samples and (layer.input_quantizer is not None or layer.weight_quantizer not in ran)
+    ]
     if idle:
         raise PrepareError(
             f"these layers were prepared but their forward was never called: {', '.join(idle)}; "
             "leave them out with skip="
         )
-    quantizers = {name: layer.input_quantizer for name, layer in iter_layers(network)}
+    quantizers = {name: layer.input_quantizer for name, layer in layers.items()}
     # All are found before the first is set: a layer that is refused leaves the others as they were.
     found = [(q, _best_input_scales(q, recorders[name])) for name, q in quantizers.items() if q is not None]
     for quantizer, scales in found:
