@@ -17,7 +17,16 @@ from bitswitch.layers.adapters import adapt
 from bitswitch.layers.base import iter_layers, layer_of
 from bitswitch.layers.norm import make_per_width
 from bitswitch.layers.registry import make_switchable, switchable_class
-from bitswitch.layers.table import PARAMETER, LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
+from bitswitch.layers.table import (
+    PARAMETER,
+    LayerEntry,
+    LayerTable,
+    ModelState,
+    QuantizerOptions,
+    prepared_inside,
+    state_of,
+    unwrap,
+)
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
 from bitswitch.quantizers.weight import check_midrise
@@ -95,8 +104,10 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"prepare takes a torch.nn.Module; got {type(model).__name__}")
-    if "_bitswitch" in unwrap(model).__dict__ or any(True for _ in iter_layers(model)):
-        raise PrepareError("this model is prepared already; prepare the float model instead")
+    inside = prepared_inside(model)
+    if inside or "_bitswitch" in unwrap(model).__dict__ or any(True for _ in iter_layers(model)):
+        which = f" ({inside})" if inside else ""
+        raise PrepareError(f"this model is prepared already{which}; prepare the float model instead")
     _refuse_wrapper(model)
     if first_last not in ("float", 8):
         raise PrepareError(f"first_last must be 'float' or 8; got {first_last!r}")

@@ -232,4 +232,14 @@ def state_of(model: nn.Module, *, engines: bool = False) -> ModelState:
             "this model was prepared without example inputs and is not complete yet; call bitswitch.calibrate(model, "
             "batches), or pass example_inputs= to bitswitch.prepare"
         )
-    raise PrepareError("this model is not prepared; call bitswitch.prepare(model, bits=…) first")
+    inside = prepared_inside(model)
+    advice = f"{inside}; pass that" if inside else "call bitswitch.prepare(model, bits=…) first"
+    raise PrepareError(f"this model is not prepared; {advice}")
+
+
+def prepared_inside(model: nn.Module) -> str:
+    """Say which submodule of a model is a prepared network, or nothing if none is."""
+    if not isinstance(model, nn.Module):
+        return ""
+    names = [name for name, module in unwrap(model).named_modules() if name and "_bitswitch" in module.__dict__]
+    return f"the prepared network is its submodule {names[0]!r}" if names else ""
