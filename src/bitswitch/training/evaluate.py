@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitswitch.errors import ArgumentError, ConfigError
-from bitswitch.layers.table import state_of, unwrap
+from bitswitch.layers.table import EngineState, state_of, unwrap
 from bitswitch.precision import Precision
 from bitswitch.switching import switch
 from bitswitch.training._modes import preserved
@@ -89,8 +89,9 @@ def evaluate(
         keys = [Precision.of(precisions)]  # pyright: ignore[reportArgumentType]  (an iterable of precisions is no mapping)
     else:
         keys = [Precision.of(item) for item in (state.bits if precisions is None else precisions)]
+    named = network.get_submodule("network") if isinstance(state, EngineState) else network
     for precision in keys:
-        precision.resolve(state.table.available)
+        state.table.resolve(precision, named)
     together = world_size() > 1 if sharded is None else sharded
     if together:
         share_buffers(network)
