@@ -59,6 +59,17 @@ def default_forward(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
+def check_batches(batches: Iterable[Any]) -> None:
+    """Refuse one batch in place of several: its rows, or its keys, would be taken for batches.
+
+    Raises:
+        ArgumentError: `batches` is a tensor or a mapping.
+    """
+    if isinstance(batches, (Tensor, Mapping)):
+        kind = "tensor" if isinstance(batches, Tensor) else type(batches).__name__
+        raise ArgumentError(f"batches must be a list or loader of batches; put a single {kind} into a list: [x]")
+
+
 @torch.no_grad()
 def calibrate(
     model: nn.Module,
@@ -87,11 +98,10 @@ def calibrate(
         CalibrationError: there are no batches, a layer's input is NaN or infinite or, against what was seen before,
             negative, or the model was loaded and holds stored integers. No scale has been set then.
         PrepareError: a quantized layer's forward never ran.
-        ArgumentError: `batches` is a tensor.
+        ArgumentError: `batches` is a tensor or a mapping.
     """
     forward = forward or default_forward
-    if isinstance(batches, Tensor):
-        raise ArgumentError("calibrate takes a list or loader of batches; put a single tensor into a list: [x]")
+    check_batches(batches)
     kept = list(batches)
     if not kept:
         raise CalibrationError("calibrate needs at least one batch")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bitswitch._calibrate import check_batches
 from bitswitch.errors import ArgumentError, ConfigError
 from bitswitch.layers.table import EngineState, state_of, unwrap
 from bitswitch.precision import Precision
@@ -81,7 +82,9 @@ def evaluate(
     Raises:
         PrecisionError, UnknownLayerError: a precision that the model cannot run at; nothing has run then.
         ConfigError: an unknown metric, or no samples.
+        ArgumentError: `batches` is a tensor or a mapping, or a metric with a name gets no pair of tensors or no logits.
     """
+    check_batches(batches)
     function = _resolve(metric)
     network = unwrap(model)
     state = state_of(network, engines=True)
