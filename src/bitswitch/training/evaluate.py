@@ -15,7 +15,7 @@ from bitswitch.precision import Precision
 from bitswitch.switching import switch
 from bitswitch.training._modes import preserved
 from bitswitch.training.distributed import share_buffers, sum_over_processes, world_size
-from bitswitch.training.losses import device_of, split_batch
+from bitswitch.training.losses import device_of, logits_of, split_batch
 
 Metric = Callable[[nn.Module, Any], tuple[Tensor | float, int]]
 PrecisionLike = int | Mapping[str, int] | Precision
@@ -24,7 +24,7 @@ PrecisionLike = int | Mapping[str, int] | Precision
 def accuracy(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     """Return (number of right answers, number of samples) on a batch (inputs, class indices)."""
     inputs, targets = split_batch(batch, device_of(model))
-    logits = model(inputs)
+    logits = logits_of(model, inputs, "accuracy")
     _check_targets(logits, targets)
     return (logits.argmax(dim=1) == targets).sum(), targets.numel()
 
@@ -32,7 +32,7 @@ def accuracy(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
 def top5(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     """Return (number of samples whose class is among the five largest logits, number of samples)."""
     inputs, targets = split_batch(batch, device_of(model))
-    logits = model(inputs)
+    logits = logits_of(model, inputs, "top5")
     _check_targets(logits, targets)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return (best == targets.unsqueeze(1)).any(dim=1).sum(), targets.numel()
