@@ -107,7 +107,7 @@ def prepare(
         raise ArgumentError(f"prepare takes a torch.nn.Module; got {type(model).__name__}")
     inside = prepared_inside(model)
     if inside or "_bitswitch" in unwrap(model).__dict__ or any(True for _ in iter_layers(model)):
-        which = f" ({inside})" if inside else ""
+        which = f" (the prepared network is its submodule {inside!r})" if inside else ""
         raise PrepareError(f"this model is prepared already{which}; prepare the float model instead")
     _refuse_wrapper(model)
     if first_last not in ("float", 8):

@@ -269,13 +269,14 @@ def state_of(model: nn.Module, *, engines: bool = False) -> ModelState:
             "batches), or pass example_inputs= to bitswitch.prepare"
         )
     inside = prepared_inside(model)
-    advice = f"{inside}; pass that" if inside else "call bitswitch.prepare(model, bits=…) first"
-    raise PrepareError(f"this model is not prepared; {advice}")
+    if inside:
+        raise PrepareError(f"this model is not prepared; the prepared network is its submodule {inside!r}; pass that")
+    raise PrepareError("this model is not prepared; call bitswitch.prepare(model, bits=…) first")
 
 
 def prepared_inside(model: nn.Module) -> str:
-    """Say which submodule of a model is a prepared network, or nothing if none is."""
+    """Return the name of the first submodule of a model that is a prepared network, or "" if none is."""
     if not isinstance(model, nn.Module):
         return ""
     names = [name for name, module in unwrap(model).named_modules() if name and "_bitswitch" in module.__dict__]
-    return f"the prepared network is its submodule {names[0]!r}" if names else ""
+    return names[0] if names else ""
