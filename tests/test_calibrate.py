@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -250,6 +251,9 @@ def test_what_calibrate_refuses() -> None:
     model = bs.prepare(residual(), example_inputs=images())
     with pytest.raises(ArgumentError, match="put a single tensor into a list"):
         bs.calibrate(model, images())
+    for batch in ({"x": images()}, UserDict(x=images())):
+        with pytest.raises(ArgumentError, match=f"put a single {type(batch).__name__} into a list"):
+            bs.calibrate(model, batch)
     bs.calibrate(model, [images()])
     layer = model.conv1
     layer.set_codes(layer.weight_codes(8), layer.weight_quantizer.scale.value().detach(), 8)

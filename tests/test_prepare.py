@@ -374,6 +374,27 @@ def test_tied_weights_in_other_layouts_stay_float() -> None:
     assert table_of(same)["other"].alias_of == "one"
 
 
+class Wrapper(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_a_module_around_a_prepared_network_names_it() -> None:
+    for inner in (bs.prepare(residual(), example_inputs=images()), bs.prepare(residual())):
+        wrapper = Wrapper(inner)
+        for function in (lambda m: bs.switch(m, 4), bs.summary, bs.unfreeze, lambda m: bs.calibrate(m, [images()])):
+            with pytest.raises(PrepareError, match="not prepared; the prepared network is its submodule 'inner'; pass"):
+                function(wrapper)
+        with pytest.raises(PrepareError, match=r"prepared already \(the prepared network is its submodule 'inner'\)"):
+            bs.prepare(wrapper, example_inputs=images())
+    with pytest.raises(PrepareError, match="not prepared; call bitswitch.prepare"):
+        bs.summary(Wrapper(residual()))
+
+
 def test_weights_only() -> None:
     model = bs.prepare(residual(), activations=False, example_inputs=images())
     assert model.conv1.input_quantizer is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import bitswitch as bs
 from bitswitch.errors import ArgumentError, PrecisionError, PrepareError, UnknownLayerError
 from bitswitch.layers.base import iter_layers
 from bitswitch.layers.table import state_of
+from bitswitch.mixed import extract
 from tests.networks import QUANTIZED, images, residual
 
 
@@ -49,6 +51,49 @@ def test_per_layer_and_what_batchnorm_follows(model: nn.Module) -> None:
         "bn2": 4,
         "project_bn": 6,
     }
+
+
+class Twice(nn.Module):
+    """One module under two names, and one that stays float under two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.again, self.last = self.body, self.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.again(torch.relu(self.body(torch.relu(self.first(x))))))
+
+
+def test_a_name_that_has_no_widths_is_explained(model: nn.Module, tmp_path: Path) -> None:
+    network = Twice()
+    twice = bs.prepare(network, (8, 4, 2), example_inputs=torch.zeros(1, 4))
+    bs.calibrate(twice, [torch.randn(8, 4)])
+    bs.save(twice, tmp_path)
+    engine = bs.deploy(twice)
+    has_none = "stays in full precision and has no widths"
+    for name, message in {
+        "first": f"layer 'first' {has_none}: first layer",
+        "again": "'again' is another name of layer 'body'; name that",
+        "last": f"'last' is another name of layer 'head'; layer 'head' {has_none}: last layer",
+        "firs": "no quantized layer is called 'firs'; the 1 quantized layers are 'body'",
+    }.items():
+        asked = bs.Precision.of({name: 4}, default=2)
+        for function in (
+            lambda p: bs.switch(twice, p),
+            lambda p: bs.switch(engine, p),
+            lambda p: bs.evaluate(engine, [], p),
+            lambda p: bs.deploy(twice, bits=p),
+            lambda p: bs.deploy(tmp_path, into=network, bits=p),
+            lambda p: bs.load(tmp_path, into=network, bits=p),
+            lambda p: bs.save(twice, tmp_path / "other", precision=p),
+            lambda p: extract(twice, p),
+        ):
+            with pytest.raises(UnknownLayerError) as error:
+                function(asked)
+            assert str(error.value) == message
+    with pytest.raises(UnknownLayerError, match="'bn1' has no width of its own: it follows layer 'conv1'"):
+        bs.switch(model, {"bn1": 4}, default=2)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,17 @@ def default_forward(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
+def check_batches(batches: Iterable[Any]) -> None:
+    """Refuse one batch in place of several: its rows, or its keys, would be taken for batches.
+
+    Raises:
+        ArgumentError: `batches` is a tensor or a mapping.
+    """
+    if isinstance(batches, (Tensor, Mapping)):
+        kind = "tensor" if isinstance(batches, Tensor) else type(batches).__name__
+        raise ArgumentError(f"batches must be a list or loader of batches; put a single {kind} into a list: [x]")
+
+
 @torch.no_grad()
 def calibrate(
     model: nn.Module,
@@ -87,11 +98,10 @@ def calibrate(
         CalibrationError: there are no batches, a layer's input is NaN or infinite or, against what was seen before,
             negative, or the model was loaded and holds stored integers. No scale has been set then.
         PrepareError: a quantized layer's forward never ran.
-        ArgumentError: `batches` is a tensor.
+        ArgumentError: `batches` is a tensor or a mapping.
     """
     forward = forward or default_forward
-    if isinstance(batches, Tensor):
-        raise ArgumentError("calibrate takes a list or loader of batches; put a single tensor into a list: [x]")
+    check_batches(batches)
     kept = list(batches)
     if not kept:
         raise CalibrationError("calibrate needs at least one batch")
@@ -132,13 +142,20 @@ def _set_all_input_scales(network: nn.Module, run: Callable[[], None]) -> list[l
     finally:
         for handle in handles:
             handle.remove()
-    idle = [name for name, recorder in recorders.items() if not recorder.samples]
+    layers = dict(iter_layers(network))
+    ran = {layers[name].weight_quantizer for name, recorder in recorders.items() if recorder.samples}
+    # A layer that only holds the weight of one that is called has no input that could need scales.
+    idle = [
+        name
+        for name, layer in layers.items()
+        if not recorders[name].samples and (layer.input_quantizer is not None or layer.weight_quantizer not in ran)
+    ]
     if idle:
         raise PrepareError(
             f"these layers were prepared but their forward was never called: {', '.join(idle)}; "
             "leave them out with skip="
         )
-    quantizers = {name: layer.input_quantizer for name, layer in iter_layers(network)}
+    quantizers = {name: layer.input_quantizer for name, layer in layers.items()}
     # All are found before the first is set: a layer that is refused leaves the others as they were.
     found = [(q, _best_input_scales(q, recorders[name])) for name, q in quantizers.items() if q is not None]
     for quantizer, scales in found:

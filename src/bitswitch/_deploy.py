@@ -94,7 +94,7 @@ def _deploy_model(
     network = unwrap(model)
     state = state_of(network)
     precision = state.precision if bits is None else Precision.of(bits)
-    precision.resolve(state.table.available)
+    state.table.resolve(precision, network)
     check_deployable(network, state, dynamic=dynamic)
     weights = stored_weights(network, state, cache)
     reader = state.source if isinstance(state.source, FolderPlanes) else None
@@ -112,7 +112,7 @@ def _deploy_folder(
     fuse: bool,
 ) -> Engine:
     precision = config.precision if bits is None else Precision.of(bits)
-    precision.resolve(config.table.available)
+    config.table.resolve(precision, into)
     network, quantizers = open_network(folder, config, into)
     state = state_of(network)
     check_deployable(network, state, dynamic=dynamic)

@@ -10,18 +10,16 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from bitswitch._bare import bare_matrices, bare_rows, in_order, small
+from bitswitch._ties import NOT_REACHED, SHARES, count_float_weights, is_called, settle_shared_weights
 from bitswitch._trace import Graph
 from bitswitch.errors import ArgumentError, BitswitchWarning, PrepareError
 from bitswitch.layers.norm import is_batch_norm
-from bitswitch.layers.registry import float_weights, has_weight, layout, why_not
+from bitswitch.layers.registry import has_weight, why_not
 from bitswitch.layers.table import LayerEntry, LayerTable, QuantizerOptions
 from bitswitch.quantizers import GRANULARITIES
 
 Selector = str | type[nn.Module]
 
-# What the reason of a layer begins with that stays float because of the weight that it shares.
-SHARES = "shares its weight"
-NOT_REACHED = "its forward is not called on the example inputs in evaluation mode"
 # That code would compute with the float weight in training and with the quantized one once it is stored.
 READ_ELSEWHERE = "its weight is read by other code too"
 
@@ -77,8 +75,10 @@ def build_table(model: nn.Module, graph: Graph, request: Request) -> LayerTable:
     _check_selectors(model, nodes, request)
     weighted = {name: module for name, module in nodes if has_weight(module)}
     entries = {name: _decide(name, module, graph, weighted, request) for name, module in weighted.items()}
-    _settle_shared_weights(entries, weighted, request)
-    _count_float_weights(entries, weighted)
+    forced = {name for name, module in weighted.items() if _selected(request.force, name, module) is not None}
+    floating = {name for name, module in weighted.items() if _input_stays_float(module, request)}
+    settle_shared_weights(entries, weighted, forced, floating)
+    count_float_weights(entries, weighted)
     if not any(entry.status == "quantized" for entry in entries.values()):
         reasons = "; ".join(f"{entry.name or '(the model)'}: {entry.reason}" for entry in list(entries.values())[:5])
         raise PrepareError(f"no layer of this model would be quantized ({reasons or 'it has no weighted layers'})")
@@ -134,9 +134,10 @@ def _decide(
     read_elsewhere = name in graph.read_elsewhere
     if obstacle is not None or (forced and read_elsewhere):
         obstacle = obstacle or READ_ELSEWHERE
-        if forced:
+        follows = obstacle == NOT_REACHED and _input_stays_float(module, request) and is_called(weight, graph, weighted)
+        if forced and not follows:
             raise PrepareError(f"layer {name!r} cannot be quantized: {obstacle}")
-        return replace(row, reason=obstacle if skipped is None else "skipped on request")
+        return replace(row, reason=obstacle if skipped is None or forced else "skipped on request")
     if skipped is not None and not forced:
         return replace(row, reason="skipped on request")
     first = not _reach(name, graph.predecessors, weighted)
@@ -150,7 +151,7 @@ def _decide(
     if read_elsewhere:
         return replace(row, reason=READ_ELSEWHERE)
     granularity = _granularity(name, module, request)
-    if isinstance(module, nn.Embedding) or not request.activations:
+    if _input_stays_float(module, request):
         kind_of_input = "float"
     else:
         kind_of_input = "unsigned" if graph.nonnegative[name] else "signed"
@@ -166,68 +167,15 @@ def _decide(
     )
 
 
+def _input_stays_float(module: nn.Module, request: Request) -> bool:
+    return isinstance(module, nn.Embedding) or not request.activations
+
+
 def _granularity(name: str, module: nn.Module, request: Request) -> str:
     for pattern, granularity in request.granularity_of:
         if _matches(pattern, name, module, type(module)):
             return granularity
     return request.granularity
-
-
-def _settle_shared_weights(entries: dict[str, LayerEntry], weighted: Mapping[str, nn.Module], request: Request) -> None:
-    """Give layers that share one weight parameter one fate: the first stores it, or all stay float."""
-    groups: dict[int, list[str]] = {}
-    for name, module in weighted.items():
-        weight = module._parameters.get("weight")
-        if weight is not None:
-            groups.setdefault(id(weight), []).append(name)
-    for names in groups.values():
-        if len(names) == 1:
-            continue
-        floats = [name for name in names if entries[name].status == "float"]
-        forced = [name for name in names if _selected(request.force, name, weighted[name]) is not None]
-        layouts = {layout(weighted[name]) for name in names if entries[name].status == "quantized"}
-        if floats and forced:
-            raise PrepareError(
-                f"layer {forced[0]!r} cannot be quantized: it shares its weight with {floats[0]!r}, which stays float "
-                f"({entries[floats[0]].reason}); force both"
-            )
-        if len(layouts) > 1 and forced:
-            raise PrepareError(f"layer {forced[0]!r} cannot be quantized: {_other_layout(forced[0], names)}")
-        for name in names:
-            entry = entries[name]
-            if (floats or len(layouts) > 1) and entry.status == "quantized":
-                reason = f"{SHARES} with {floats[0]}, which stays float" if floats else _other_layout(name, names)
-                entries[name] = LayerEntry(name, entry.kind, "float", reason, entry.shape)
-            elif not floats and name != names[0]:
-                owner = entries[names[0]]
-                entries[name] = replace(
-                    entry,
-                    alias_of=owner.name,
-                    bits=owner.bits,
-                    granularity=owner.granularity,
-                    group_size=owner.group_size,
-                )
-
-
-def _other_layout(name: str, names: list[str]) -> str:
-    other = next(n for n in names if n != name)
-    return f"its weight is shared with {other}, and one of them has its output channels elsewhere"
-
-
-def _count_float_weights(entries: dict[str, LayerEntry], weighted: Mapping[str, nn.Module]) -> None:
-    """Say of float layers what their shapes do not: which weights they have that no earlier layer has."""
-    owners: dict[int, LayerEntry] = {}
-    for name, module in weighted.items():
-        entry, weights = entries[name], float_weights(module)
-        if entry.status == "float":
-            new = {id(weight): weight.numel() for weight in weights if id(weight) not in owners}
-            owner = owners.get(id(module._parameters.get("weight")))
-            if owner is not None and (owner.status, owner.shape) == ("float", entry.shape):
-                entries[name] = replace(entry, alias_of=owner.name)
-            elif sum(new.values()) != entry.own_weights:
-                entries[name] = replace(entry, num_weights=sum(new.values()))
-        for weight in weights:
-            owners.setdefault(id(weight), entry)
 
 
 def _norm_entry(

@@ -18,7 +18,16 @@ from bitswitch.layers.base import iter_layers, layer_of
 from bitswitch.layers.held import planes_in
 from bitswitch.layers.norm import make_per_width
 from bitswitch.layers.registry import make_switchable, switchable_class
-from bitswitch.layers.table import PARAMETER, LayerEntry, LayerTable, ModelState, QuantizerOptions, state_of, unwrap
+from bitswitch.layers.table import (
+    PARAMETER,
+    LayerEntry,
+    LayerTable,
+    ModelState,
+    QuantizerOptions,
+    prepared_inside,
+    state_of,
+    unwrap,
+)
 from bitswitch.precision import Precision, validate_widths
 from bitswitch.quantizers import ActivationQuantizer, WeightQuantizer
 from bitswitch.quantizers.weight import check_midrise
@@ -72,8 +81,9 @@ def prepare(
         scale_parametrization: "log" learns ln s, "raw" learns s as in the paper.
         gradient_scale: multiply scale gradients by LSQ's 1/√(N·p).
         midrise: those of `bits` at which the levels of a weight are the odd multiples of half its step, … −½, ½, 3⁄2 …,
-            instead of the multiples … −1, 0, 1 …: symmetric, without zero, and stored in one bit plane less. Widths of
-            at most 7 bits, and not the largest of several that share a scale. Not in the paper.
+            instead of the multiples … −1, 0, 1 …: symmetric, without zero (so the `padding_idx`
+            row of an embedding is not zero there), and stored in one bit plane less. Widths of at most 7 bits, and not
+            the largest of several that share a scale. Not in the paper.
         activation_bits: {width of the weights: width of their inputs}, 2…8, for those of `bits` where the two differ:
             {2: 4} for 4-bit inputs of 2-bit weights, also of layers that are pinned to one of them. The paper has equal
             widths. Files do not hold inputs, and engines compute with 8-bit codes whatever their range is.
@@ -96,8 +106,10 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"prepare takes a torch.nn.Module; got {type(model).__name__}")
-    if "_bitswitch" in unwrap(model).__dict__ or any(True for _ in iter_layers(model)):
-        raise PrepareError("this model is prepared already; prepare the float model instead")
+    inside = prepared_inside(model)
+    if inside or "_bitswitch" in unwrap(model).__dict__ or any(True for _ in iter_layers(model)):
+        which = f" (the prepared network is its submodule {inside!r})" if inside else ""
+        raise PrepareError(f"this model is prepared already{which}; prepare the float model instead")
     _refuse_wrapper(model)
     if first_last not in ("float", 8):
         raise PrepareError(f"first_last must be 'float' or 8; got {first_last!r}")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bitswitch._plan import SHARES
 from bitswitch._planes import planes_needed
+from bitswitch._ties import SHARES
 from bitswitch.layers.table import EngineState, LayerEntry, LayerTable, state_of
 
 _HEADER = ("layer", "kind", "status", "widths", "scales", "input", "shape", "weights", "note")

@@ -52,7 +52,7 @@ def switch(model: nn.Module, precision: int | Mapping[str, int] | Precision, def
     if isinstance(state, EngineState):
         state.switch_to(requested)
         return
-    resolved = requested.resolve(state.table.available)
+    resolved = state.table.resolve(requested, network)
     if state.source is not None:
         state.source.refine(network, resolved)
     _apply(network, state, requested, resolved)

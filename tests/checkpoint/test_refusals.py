@@ -62,7 +62,7 @@ def test_arguments(tmp_path: Path, trained: Make, net: Make) -> None:
         checkpoint.load(tmp_path, into=model)
     with pytest.raises(PrecisionError, match="not prepared for 3 bits"):
         checkpoint.load(tmp_path, into=net(), bits=3)
-    with pytest.raises(UnknownLayerError, match="no quantized layer"):
+    with pytest.raises(UnknownLayerError, match="'stem' stays in full precision"):
         checkpoint.load(tmp_path, into=net(), bits={"stem": 8})
     with pytest.raises(CheckpointError, match=r"config\.json: expected a file, found none"):
         checkpoint.load(tmp_path / "nowhere", into=net())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bitswitch as bs
-from bitswitch.errors import ConfigError
+from bitswitch.errors import ArgumentError, ConfigError
 from bitswitch.layers.base import float_forward
 from bitswitch.mixed import hessian_trace, input_errors
 from bitswitch.mixed.objective import perturbation
@@ -45,6 +45,11 @@ def test_against_the_definition() -> None:
         perturbation(model, dict(traces), found)
     with pytest.raises(ConfigError, match="at least one batch"):
         input_errors(model, [])
+    for single in (images(), {"x": images()}):
+        with pytest.raises(ArgumentError, match="into a list"):
+            input_errors(model, single)
+        with pytest.raises(ArgumentError, match="into a list"):
+            hessian_trace(model, loss_fn, single)
 
 
 class Wrapped(nn.Module):

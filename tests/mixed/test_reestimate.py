@@ -101,7 +101,8 @@ def test_a_failure_changes_nothing() -> None:
         ([], CalibrationError, "at least one batch"),
         ([images(), images() * math.nan], CalibrationError, "'stem_bn.norms.4' was given values that are NaN"),
         (failing, RuntimeError, "no more data"),
-        (images(), ArgumentError, "into a list"),
+        (images(), ArgumentError, "a single tensor into a list"),
+        ({"x": images()}, ArgumentError, "a single dict into a list"),
     ):
         with pytest.raises(error, match=words):
             reestimate_batch_norm(model, batches() if callable(batches) else batches, 4)

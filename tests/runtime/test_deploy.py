@@ -117,6 +117,16 @@ def test_the_model_stays_as_it_is(model: nn.Module) -> None:
     assert model.get_submodule("plain").weight.requires_grad
 
 
+def test_the_network_of_an_engine_follows_its_switches(model: nn.Module) -> None:
+    engine = bs.deploy(model)
+    results = []
+    for bits in BITS:
+        bs.switch(engine, bits)
+        results.append(engine.network(X))
+        close(results[-1], outputs(model)[bits])
+    assert not torch.equal(results[0], results[-1])
+
+
 def test_tied_layers_share_their_planes(model: nn.Module, folder: Path) -> None:
     for engine in (bs.deploy(model), bs.deploy(folder, into=meta())):
         assert engine.network.get_submodule("b").stored is engine.network.get_submodule("c").stored

@@ -94,3 +94,9 @@ def test_errors() -> None:
             evaluate(model, [(inputs, targets[:, None])], metric=metric)
     with pytest.raises(ArgumentError, match="metric"):
         evaluate(model, [], metric=3)  # pyright: ignore[reportArgumentType]
+
+
+def test_one_batch_is_no_list_of_batches() -> None:
+    for single in (torch.zeros(2, 3), {"x": torch.zeros(2, 3)}):
+        with pytest.raises(ArgumentError, match="into a list"):
+            evaluate(make_model(), single)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bitswitch.errors import ArgumentError, ConfigError
 from bitswitch.training import losses
+from bitswitch.training.evaluate import accuracy, top5
 
 
 @pytest.fixture
@@ -64,3 +67,28 @@ def test_errors() -> None:
     with pytest.raises(ArgumentError, match="dict"):
         losses.CrossEntropy()(nn.Linear(5, 3), {"x": torch.zeros(1, 5)})
     assert losses.device_of(nn.Identity()).type == "cpu"
+
+
+class Output(nn.Module):
+    """Returns what it is told to."""
+
+    def __init__(self, form: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.linear, self.form = nn.Linear(5, 3), form
+
+    def forward(self, x: Tensor) -> object:
+        return self.form(self.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("form", "found"), [(lambda x: {"logits": x}, "dict"), (lambda x: (x,), r"\(a tensor of shape \(6, 3\)\)")]
+)
+def test_a_model_that_returns_no_tensor(
+    batch: tuple[Tensor, Tensor], form: Callable[[Tensor], object], found: str
+) -> None:
+    model = Output(form)
+    for name, function in (("cross_entropy", losses.CrossEntropy()), ("accuracy", accuracy), ("top5", top5)):
+        with pytest.raises(
+            ArgumentError, match=f"^{name} needs a model that returns a tensor .* returned {found}. Pass"
+        ):
+            function(model, batch)

@@ -55,7 +55,7 @@ def _load(
     folder: Path, config: CheckpointConfig, into: nn.Module, bits: int | Mapping[str, int] | Precision | None
 ) -> nn.Module:
     precision = config.precision if bits is None else Precision.of(bits)
-    needed = config.needed(precision.resolve(config.table.available))
+    needed = config.needed(config.table.resolve(precision, into))
     model, scales = open_network(folder, config, into)
     codes = read_codes(folder, config, needed)
     _set_weights(model, config, scales, codes, needed)

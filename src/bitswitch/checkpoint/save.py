@@ -64,7 +64,7 @@ def save(
     state = state_of(network)
     layers = _storing_layers(network, state)
     opens_at = _highest(state, layers) if precision is None else Precision.of(precision)
-    resolved = opens_at.resolve(state.table.available)
+    resolved = state.table.resolve(opens_at, network)
     weights = _stored_weights(state, layers, None if precision is None else resolved)
     try:
         seal({"architecture": architecture})

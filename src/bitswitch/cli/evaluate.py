@@ -68,7 +68,7 @@ def _evaluate(options: EvaluateOptions, asked: list[Precision]) -> None:
     if not precisions:
         raise ConfigError(f"{options.checkpoint}: no width can be opened; missing are {', '.join(info.problems)}")
     for precision in precisions:
-        precision.resolve(info.config.table.available)
+        info.config.table.resolve(precision)
     device = distributed.init("gloo" if options.device == "cpu" or options.engine else None)
     model = open_checkpoint(info, precisions[0])
     model = deploy(model) if options.engine else model.to(device)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from bitswitch.errors import ConfigError, PrepareError
+from bitswitch.errors import ConfigError, PrepareError, UnknownLayerError
 from bitswitch.precision import Precision
 
 STATUSES = ("quantized", "float", "per-width")
@@ -96,6 +96,42 @@ class LayerTable(Mapping[str, LayerEntry]):
     def available(self) -> dict[str, tuple[int, ...]]:
         """The widths of every quantized layer, as `Precision.resolve` takes them."""
         return {entry.name: entry.bits for entry in self.select("quantized")}
+
+    def resolve(self, precision: Precision, network: nn.Module | None = None) -> dict[str, int]:
+        """Do what `Precision.resolve` does, and say of a name that is no quantized layer's what it is.
+
+        Args:
+            precision: what is asked for.
+            network: the network of this table, which knows the further names of modules that it has twice.
+
+        Raises:
+            UnknownLayerError: a layer is named that is not quantized.
+            PrecisionError: a width was not prepared, or a layer is left without one.
+        """
+        available = self.available
+        for name, _ in precision.layers:
+            if name not in available:
+                found = self._why_without_width(name) or self._first_name(name, network)
+                if found:
+                    raise UnknownLayerError(found)
+        return precision.resolve(available)
+
+    def _why_without_width(self, name: str) -> str:
+        entry = self._entries.get(name)
+        if entry is None or entry.status == "quantized":
+            return ""
+        if entry.status == "float":
+            return f"layer {name!r} stays in full precision and has no widths: {entry.reason}"
+        follows = "the network" if entry.width_from is None else f"layer {entry.width_from!r}"
+        return f"the BatchNorm {name!r} has no width of its own: it follows {follows}"
+
+    def _first_name(self, name: str, network: nn.Module | None) -> str:
+        modules = dict(network.named_modules(remove_duplicate=False)) if isinstance(network, nn.Module) else {}
+        first = next((n for n in self._entries if name in modules and modules.get(n) is modules[name]), None)
+        if first is None:
+            return ""
+        why = self._why_without_width(first)
+        return f"{name!r} is another name of layer {first!r}; " + (why or "name that")
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return a list of plain dictionaries, without `width_to` and `num_weights` where they are None."""
@@ -232,4 +268,15 @@ def state_of(model: nn.Module, *, engines: bool = False) -> ModelState:
             "this model was prepared without example inputs and is not complete yet; call bitswitch.calibrate(model, "
             "batches), or pass example_inputs= to bitswitch.prepare"
         )
+    inside = prepared_inside(model)
+    if inside:
+        raise PrepareError(f"this model is not prepared; the prepared network is its submodule {inside!r}; pass that")
     raise PrepareError("this model is not prepared; call bitswitch.prepare(model, bits=…) first")
+
+
+def prepared_inside(model: nn.Module) -> str:
+    """Return the name of the first submodule of a model that is a prepared network, or "" if none is."""
+    if not isinstance(model, nn.Module):
+        return ""
+    names = [name for name, module in unwrap(model).named_modules() if name and "_bitswitch" in module.__dict__]
+    return names[0] if names else ""

@@ -49,7 +49,7 @@ def extract(model: nn.Module, precision: int | Mapping[str, int] | Precision) ->
     if not state.calibrated:
         raise CalibrationError("the model is not calibrated; call bitswitch.calibrate(model, batches) first")
     precision = Precision.of(precision)
-    resolved = precision.resolve(state.table.available)
+    resolved = state.table.resolve(precision, network)
     _check_shared(state, resolved)
     with at(network, precision):
         alone = copy.deepcopy(network)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from bitswitch._calibrate import check_batches
 from bitswitch._plan import weighted_nodes
 from bitswitch.errors import ArgumentError, ConfigError
 from bitswitch.layers.adapters import adapt
@@ -79,9 +80,11 @@ def hessian_trace(
         ConfigError: an argument is out of range, there are no batches, a layer holds stored integers, no layer takes
             part in the loss, an estimate is NaN, or "gauss-newton" gets logits of more than two dimensions without
             `dim`.
-        ArgumentError: the loss is no scalar tensor, or "gauss-newton" gets no logits.
+        ArgumentError: the loss is no scalar tensor, "gauss-newton" gets no logits, or `batches` is a tensor or a
+            mapping.
     """
     _check(method, relative_error, min_probes, max_probes, dim)
+    check_batches(batches)
     network, owned = _float_network(model)
     kept = batches if iter(batches) is not batches else list(batches)
     moments: list[Moments] = []

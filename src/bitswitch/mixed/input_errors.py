@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bitswitch._calibrate import default_forward
+from bitswitch._calibrate import check_batches, default_forward
 from bitswitch.errors import ConfigError
 from bitswitch.layers.base import float_forward, iter_layers
 from bitswitch.layers.modes import in_mode
@@ -34,7 +34,9 @@ def input_errors(
     Raises:
         ConfigError: there are no batches, or the output has no tensor with a dimension.
         CalibrationError: the model is not calibrated.
+        ArgumentError: `batches` is a tensor or a mapping.
     """
+    check_batches(batches)
     network = unwrap(model)
     layers = {name: layer for name, layer in iter_layers(network) if layer.input_quantizer is not None}
     totals: ObjectiveTable = {name: dict.fromkeys(layer.widths, 0.0) for name, layer in layers.items()}

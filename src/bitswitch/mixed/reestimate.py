@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitswitch._batch_norm import active_norms
-from bitswitch._calibrate import default_forward
-from bitswitch.errors import ArgumentError, CalibrationError
+from bitswitch._calibrate import check_batches, default_forward
+from bitswitch.errors import CalibrationError
 from bitswitch.layers.modes import in_mode
 from bitswitch.layers.table import state_of, unwrap
 from bitswitch.precision import Precision
@@ -48,10 +48,9 @@ def reestimate_batch_norm(
             then those of before, as after any other exception.
         PrepareError: the model is not prepared, or is an engine.
         PrecisionError, UnknownLayerError: the model cannot run at the precision.
-        ArgumentError: `batches` is a tensor.
+        ArgumentError: `batches` is a tensor or a mapping.
     """
-    if isinstance(batches, Tensor):
-        raise ArgumentError("give a list or loader of batches; put a single tensor into a list: [x]")
+    check_batches(batches)
     forward = forward or default_forward
     network = unwrap(model)
     wanted = state_of(network).precision if precision is None else Precision.of(precision)

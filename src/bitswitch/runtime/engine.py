@@ -154,7 +154,7 @@ class Engine(nn.Module):
 
     def _make(self, precision: Precision) -> Configuration:
         state: EngineState = self.__dict__["_bitswitch"]
-        resolved = precision.resolve(state.table.available)
+        resolved = state.table.resolve(precision, self.network)
         self._read_missing(resolved)
         norms = norm_keys(state, precision, resolved)
         parts = {*resolved.items(), *((self._weights[name].name, bits) for name, bits in resolved.items())}

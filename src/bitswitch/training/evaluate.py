@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bitswitch._calibrate import check_batches
 from bitswitch.errors import ArgumentError, ConfigError
-from bitswitch.layers.table import state_of, unwrap
+from bitswitch.layers.table import EngineState, state_of, unwrap
 from bitswitch.precision import Precision
 from bitswitch.switching import switch
 from bitswitch.training._modes import preserved
 from bitswitch.training.distributed import share_buffers, sum_over_processes, world_size
-from bitswitch.training.losses import device_of, split_batch
+from bitswitch.training.losses import device_of, logits_of, split_batch
 
 Metric = Callable[[nn.Module, Any], tuple[Tensor | float, int]]
 PrecisionLike = int | Mapping[str, int] | Precision
@@ -23,7 +24,7 @@ PrecisionLike = int | Mapping[str, int] | Precision
 def accuracy(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     """Return (number of right answers, number of samples) on a batch (inputs, class indices)."""
     inputs, targets = split_batch(batch, device_of(model))
-    logits = model(inputs)
+    logits = logits_of(model, inputs, "accuracy")
     _check_targets(logits, targets)
     return (logits.argmax(dim=1) == targets).sum(), targets.numel()
 
@@ -31,7 +32,7 @@ def accuracy(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
 def top5(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     """Return (number of samples whose class is among the five largest logits, number of samples)."""
     inputs, targets = split_batch(batch, device_of(model))
-    logits = model(inputs)
+    logits = logits_of(model, inputs, "top5")
     _check_targets(logits, targets)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     return (best == targets.unsqueeze(1)).any(dim=1).sum(), targets.numel()
@@ -81,7 +82,9 @@ def evaluate(
     Raises:
         PrecisionError, UnknownLayerError: a precision that the model cannot run at; nothing has run then.
         ConfigError: an unknown metric, or no samples.
+        ArgumentError: `batches` is a tensor or a mapping, or a metric with a name gets no pair of tensors or no logits.
     """
+    check_batches(batches)
     function = _resolve(metric)
     network = unwrap(model)
     state = state_of(network, engines=True)
@@ -89,8 +92,9 @@ def evaluate(
         keys = [Precision.of(precisions)]  # pyright: ignore[reportArgumentType]  (an iterable of precisions is no mapping)
     else:
         keys = [Precision.of(item) for item in (state.bits if precisions is None else precisions)]
+    named = network.get_submodule("network") if isinstance(state, EngineState) else network
     for precision in keys:
-        precision.resolve(state.table.available)
+        state.table.resolve(precision, named)
     together = world_size() > 1 if sharded is None else sharded
     if together:
         share_buffers(network)

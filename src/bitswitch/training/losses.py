@@ -37,6 +37,26 @@ def split_batch(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
 
+def logits_of(model: nn.Module, inputs: Tensor, what: str) -> Tensor:
+    """Return what the model computes.
+
+    Args:
+        model: the network.
+        inputs: of one batch.
+        what: the loss or metric that takes the result, for people.
+
+    Raises:
+        ArgumentError: the result is no tensor.
+    """
+    output = model(inputs)
+    if not isinstance(output, Tensor):
+        raise ArgumentError(
+            f"{what} needs a model that returns a tensor of logits; this one returned {_describe(output)}. Pass a "
+            "function of your own that takes the logits out of it"
+        )
+    return output
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of classes on batches (inputs, targets); computed in float32, also under autocast.
@@ -56,9 +76,13 @@ class CrossEntropy:
             raise ConfigError(f"label_smoothing must lie between 0 and 1; got {self.label_smoothing}")
 
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return (loss, logits)."""
+        """Return (loss, logits).
+
+        Raises:
+            ArgumentError: the batch is not a pair of tensors, or the model returns no tensor.
+        """
         inputs, targets = split_batch(batch, device_of(model))
-        logits = model(inputs)
+        logits = logits_of(model, inputs, "cross_entropy")
         with torch.autocast(inputs.device.type, enabled=False):
             loss = F.cross_entropy(
                 logits.float(), targets, label_smoothing=self.label_smoothing, ignore_index=self.ignore_index
