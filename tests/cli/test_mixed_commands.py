@@ -160,6 +160,16 @@ def test_refusals(run: Path, words: list[str], message: str, capsys: pytest.Capt
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["sensitivity"], ["search", "--average-bits", "4"], ["frontier"]])
+def test_results_need_a_folder(
+    run: Path, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for path, message in (("file", "--output is a folder;"), ("file/mixed", "cannot be written")):
+        assert main([command[0], str(run), *command[1:], "--output", str(tmp_path / path)]) == 1
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--device", "cpu"], ["--data-folder", "nowhere"]])
 def test_a_search_has_no_options_without_effect(run: Path, option: list[str]) -> None:
     assert main(["search", str(run), "--average-bits", "4", *option]) == 2

@@ -192,6 +192,13 @@ def test_scales_alone_can_be_trained() -> None:
         assert torch.equal(value, before[name]) == ("quantizer" not in name)
 
 
+def test_something_must_be_trained() -> None:
+    model = make_model()
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="no parameter of the model is trained"):
+        JointTrainer(model, "cross_entropy", total_steps=5)
+
+
 @pytest.mark.parametrize("algorithm", ["per-width", "accumulate"])
 def test_a_head_alone_can_be_trained(algorithm: Any) -> None:
     model = quantized_mlp()

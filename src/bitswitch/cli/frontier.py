@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from bitswitch.cli.mixed_options import BudgetOptions, ImageOptions, load_sensitivity, silent_solver
+from bitswitch.cli.outputs import check_output_folder
 from bitswitch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def run(arguments: Sequence[str]) -> None:
     for name, least in _LEAST.items():
         if getattr(options, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}; got {getattr(options, name)}")
+    check_output_folder("--output", options.output)
     from bitswitch.training import distributed
 
     try:

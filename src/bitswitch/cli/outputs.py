@@ -21,6 +21,27 @@ def check_output_file(option: str, path: Path | None) -> None:
         return
     if path.exists() and not path.is_file():
         raise ConfigError(f"{option} is a file; {path} is {'a folder' if path.is_dir() else 'a device or pipe'}")
+    _check_above(option, path)
+
+
+def check_output_folder(option: str, path: Path | None) -> None:
+    """Find out whether files can be written into the folder that an option names.
+
+    Args:
+        option: its name, for the message.
+        path: the folder, which is made later if it is not there. None if the option was not given.
+
+    Raises:
+        ConfigError: the path, or one of the folders above it, is a file.
+    """
+    if path is None:
+        return
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{option} is a folder; {path} is a file")
+    _check_above(option, path)
+
+
+def _check_above(option: str, path: Path) -> None:
     above = next((parent for parent in path.parents if parent.exists()), None)
     if above is not None and not above.is_dir():
         raise ConfigError(f"{option}: {path} cannot be written, {above} is a file")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from bitswitch.cli.mixed_options import BudgetOptions, TrainedOptions, load_sensitivity, silent_solver
+from bitswitch.cli.outputs import check_output_folder
 from bitswitch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def run(arguments: Sequence[str]) -> None:
     options = tyro.cli(SearchOptions, prog="bitswitch search", description=_ABOUT, args=arguments)
     if options.solutions < 1:
         raise ConfigError(f"--solutions must be at least 1; got {options.solutions}")
+    check_output_folder("--output", options.output)
     from bitswitch.recipes.trained import Trained
 
     budgets = options.searches()

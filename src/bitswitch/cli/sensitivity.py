@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from bitswitch.cli.mixed_options import ImageOptions
+from bitswitch.cli.outputs import check_output_folder
 from bitswitch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str]) -> None:
     for name in ("images", "batch_size"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}")
+    check_output_folder("--output", options.output)
     from bitswitch.training import distributed
 
     try:

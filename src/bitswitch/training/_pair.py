@@ -36,6 +36,7 @@ class OptimizerPair:
 
     Raises:
         PrepareError: a layer of the network holds stored integers.
+        ConfigError: all parameters are kept fixed.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class OptimizerPair:
         max_norm: float | None,
     ) -> None:
         self._all = list(network.parameters())
+        if not any(parameter.requires_grad for parameter in self._all):
+            raise ConfigError("no parameter of the model is trained: requires_grad is False for all")
         self.rule = rule
         self.max_norm = max_norm
         self.scales = Scales(network)
