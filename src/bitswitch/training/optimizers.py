@@ -224,13 +224,18 @@ def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the norm of all gradients together, float32 scalar; it is infinite or NaN if one of them is."""
-    norms = [_norm(gradient.coalesce().values() if gradient.is_sparse else gradient) for gradient in gradients]
-    if not norms:
+    if not gradients:
         return torch.zeros((), dtype=torch.float32)
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])).float()
+    values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    device = values[0].device.type
+    # Squares of large numbers are finite in float64, which takes a processor eight times as long and Apple's GPUs lack.
+    norm = _norm(values, torch.float32 if device in ("cpu", "mps") else torch.float64)
+    if device == "cpu" and not norm.isfinite():
+        norm = _norm(values, torch.float64)
+    return norm.float()
 
 
-def _norm(gradient: Tensor) -> Tensor:
-    # Squares of large numbers are finite in float64, which all devices but this one have.
-    wide = torch.float32 if gradient.device.type == "mps" else torch.float64
-    return torch.linalg.vector_norm(gradient, dtype=torch.complex128 if gradient.is_complex() else wide)
+def _norm(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the norm of all tensors together, computed in a type or a wider one that they have."""
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, dtype)) for tensor in tensors]
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device, dtype) for norm in norms]))
