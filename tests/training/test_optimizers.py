@@ -73,7 +73,7 @@ def test_adam_is_fused_on_the_cpu() -> None:
 def test_clip_and_checks() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
-    assert clip([parameter], 1.0).item() == pytest.approx(5.0)
+    assert clip([parameter], 1.0, read=True).item() == pytest.approx(5.0)
     torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]), rtol=1e-5, atol=0)
     for value in (-1.0, math.nan, math.inf):
         with pytest.raises(ConfigError, match="lr"):

@@ -69,9 +69,9 @@ class OptimizerPair:
         """Class of the weights' optimizer."""
         return None if self._for_weights is None else type(self._for_weights).__name__
 
-    def clip(self) -> Tensor | None:
+    def clip(self, *, read: bool) -> Tensor | None:
         """Limit the norm of the weights' gradients if asked to; return the one they had, if weights are trained."""
-        return clip(self._names, self.max_norm) if self._names else None
+        return clip(self._names, self.max_norm, read=read) if self._names else None
 
     @property
     def can_skip(self) -> bool:

@@ -235,7 +235,7 @@ class JointTrainer:
             "damping": alrs_rules.damping(maxima),
             "gradient": maxima.mean(),
             "distance": done.distance,
-            "norm": self._pair.clip() if clip else None,
+            "norm": self._pair.clip(read=not self._deferred) if clip else None,
             "inputs": self._pair.scales.input_gradient(),
         }
         present = {name: value.float() for name, value in values.items() if value is not None}

@@ -213,24 +213,32 @@ def non_negative(name: str, value: float) -> float:
     return value
 
 
-def clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Return the total norm of gradients, float32 scalar; if it is above `max_norm`, scale them down to that."""
+def clip(parameters: Iterable[nn.Parameter], max_norm: float | None, *, read: bool) -> Tensor:
+    """Return the total norm of gradients, float32 scalar; if it is above `max_norm`, scale them down to that.
+
+    `read` is as in `total_norm`.
+    """
     parameters = list(parameters)
-    norm = total_norm([p.grad for p in parameters if p.grad is not None]).to(parameters[0].device)
+    norm = total_norm([p.grad for p in parameters if p.grad is not None], read=read).to(parameters[0].device)
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
 
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all gradients together, float32 scalar; it is infinite or NaN if one of them is."""
+def total_norm(gradients: Sequence[Tensor], *, read: bool) -> Tensor:
+    """Return the norm of all gradients together, float32 scalar; it is infinite or NaN if one of them is.
+
+    Args:
+        gradients: of any types, sparse or not.
+        read: the host may read numbers of the device, which it would wait for.
+    """
     if not gradients:
         return torch.zeros((), dtype=torch.float32)
     values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-    device = values[0].device.type
     # Squares of large numbers are finite in float64, which takes a processor eight times as long and Apple's GPUs lack.
-    norm = _norm(values, torch.float32 if device in ("cpu", "mps") else torch.float64)
-    if device == "cpu" and not norm.isfinite():
+    has_float64 = values[0].device.type != "mps"
+    norm = _norm(values, torch.float64 if has_float64 and not read else torch.float32)
+    if has_float64 and read and not norm.isfinite():
         norm = _norm(values, torch.float64)
     return norm.float()
 
