@@ -159,6 +159,7 @@ def test_a_lock_of_a_file_that_was_removed_is_none(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "open", lambda path, *rest: unlinked(opened(path, *rest), path))
     with pytest.raises(FileNotFoundError):
         lock(tmp_path / "b")
+    assert not is_locked(tmp_path / "none")
 
 
 def unlinked(descriptor: int, path: Path) -> int:

@@ -222,11 +222,22 @@ def lock(path: Path) -> int | None:
     except OSError:
         # Some network file systems have no locks; a single run does not need one.
         pass
-    if os.fstat(descriptor).st_nlink == 0:
-        # A process that was refused has removed the file: others lock another one.
+    if _is_removed(descriptor, path / LOG_NAME):
+        # By a process that was refused: others lock another file.
         os.close(descriptor)
         raise FileNotFoundError(path / LOG_NAME)
     return descriptor
+
+
+def _is_removed(descriptor: int, path: Path) -> bool:
+    opened = os.fstat(descriptor)
+    if opened.st_nlink > 0:
+        return False
+    # Some file systems do not count links.
+    try:
+        return not os.path.samestat(opened, os.stat(path))
+    except FileNotFoundError:
+        return True
 
 
 def is_locked(path: Path) -> bool:
@@ -235,6 +246,8 @@ def is_locked(path: Path) -> bool:
         descriptor = lock(path)
     except ConfigError:
         return True
+    except FileNotFoundError:
+        return False
     if descriptor is not None:
         os.close(descriptor)
     return False
