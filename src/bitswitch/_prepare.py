@@ -81,9 +81,9 @@ def prepare(
         scale_parametrization: "log" learns ln s, "raw" learns s as in the paper.
         gradient_scale: multiply scale gradients by LSQ's 1/√(N·p).
         midrise: those of `bits` at which the levels of a weight are the odd multiples of half its step, … −½, ½, 3⁄2 …,
-            instead of the multiples … −1, 0, 1 …: symmetric, without zero (so the `padding_idx`
-            row of an embedding is not zero there), and stored in one bit plane less. Widths of at most 7 bits, and not
-            the largest of several that share a scale. Not in the paper.
+            instead of the multiples … −1, 0, 1 …: symmetric, without zero (so the `padding_idx` row of an embedding is
+            not zero there), and stored in one bit plane less. Widths of at most 7 bits, and not the largest of several
+            that share a scale. Not in the paper.
         activation_bits: {width of the weights: width of their inputs}, 2…8, for those of `bits` where the two differ:
             {2: 4} for 4-bit inputs of 2-bit weights, also of layers that are pinned to one of them. The paper has equal
             widths. Files do not hold inputs, and engines compute with 8-bit codes whatever their range is.

@@ -43,11 +43,9 @@ class FolderPlanes:
             if isinstance(layer, SwitchableLayer) and layer.is_frozen:
                 layers[self.config.storing(name)].append(layer)
         needed = self.config.needed(resolved)
+        least = {name: min(users, key=lambda layer: layer.num_planes) for name, users in layers.items() if users}
         held: dict[str, tuple[Tensor, int]] = {
-            name: (least.codes, least.num_planes)
-            for name, users in layers.items()
-            for least in sorted(users, key=lambda layer: layer.num_planes)[:1]
-            if needed[name] > least.num_planes
+            name: (layer.codes, layer.num_planes) for name, layer in least.items() if needed[name] > layer.num_planes
         }
         if not held:
             return

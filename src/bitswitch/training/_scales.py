@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bitswitch.errors import ConfigError, PrepareError
 from bitswitch.layers import SwitchableLayer, iter_layers
 from bitswitch.training import alrs
-from bitswitch.training.optimizers import Rate
+from bitswitch.training.optimizers import Rate, total_norm
 
 # So many passes, from the first on, and no weight scale with a gradient: that is no chance. Where all quantized layers
 # are skipped in half of the passes, it happens once in a million trainings.
@@ -93,12 +93,13 @@ class Scales:
             found[scale.parameter] = LayerStep(name, scale.parameter, gradient, layer.bits, eta, activation)
         return list(found.values())
 
-    def input_gradient(self) -> Tensor | None:
-        """Return the largest absolute gradient of what input quantizers learn, float32 scalar, if they learn."""
+    def input_norm(self, *, read: bool) -> Tensor | None:
+        """Return the norm of the gradients of what input quantizers learn, float32 scalar, if they learn.
+
+        `read` is as in `total_norm`.
+        """
         found = [p.grad for parameters in self.activation.values() for p in parameters if p.grad is not None]
-        if not found:
-            return None
-        return torch.stack([gradient.abs().max().to(found[0].device).float() for gradient in found]).max()
+        return total_norm(found, read=read) if found else None
 
     def check_reached(self, used: list[LayerStep]) -> None:
         """Take note of a pass, and refuse a loss that does not depend on the quantized layers.

@@ -229,14 +229,15 @@ class JointTrainer:
         used = self._pair.scales.in_use()
         self._pair.scales.check_reached(used)
         maxima = maxima_of(used, self._pair.scales)
+        may_read = not self._deferred
         values = {
             "loss": done.loss,
             "task": done.task,
             "damping": alrs_rules.damping(maxima),
             "gradient": maxima.mean(),
             "distance": done.distance,
-            "norm": self._pair.clip(read=not self._deferred) if clip else None,
-            "inputs": self._pair.scales.input_gradient(),
+            "norm": self._pair.clip(read=may_read) if clip else None,
+            "inputs": self._pair.scales.input_norm(read=may_read),
         }
         present = {name: value.float() for name, value in values.items() if value is not None}
         stacked = torch.stack(list(present.values()))
